@@ -1,0 +1,1 @@
+"""Double DQN for Stable-Baselines3 and the RL Zoo."""
