@@ -1,0 +1,272 @@
+"""Double DQN (van Hasselt, Guez, Silver 2016, https://arxiv.org/abs/1509.06461) on top of SB3's DQN."""
+
+import io
+import pathlib
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import DQN, HerReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples
+from stable_baselines3.dqn.policies import DQNPolicy, MlpPolicy, MultiInputPolicy
+from torch.nn import functional as F
+
+from dqn_ext.errors import InvalidInput
+from dqn_ext.hyperparameters import check_values
+from dqn_ext.policies import CnnPolicy
+from dqn_ext.td_targets import double_q_target, q_learning_target
+
+SelfDDQN = TypeVar("SelfDDQN", bound="DDQN")
+
+
+class DDQN(DQN):
+    """Deep Q-learning with Double-DQN targets.
+
+    Takes every argument of :class:`stable_baselines3.DQN`, with its defaults, and ``double_q``. Differs from it in:
+
+    - the target, :func:`dqn_ext.td_targets.double_q_target`;
+    - exploration: each environment tosses its own epsilon coin, SB3 tosses one for all;
+    - the replay memory, which is allocated when it is first needed: loading an agent to play reserves none;
+    - the log, which adds ``train/q_value_mean`` (of the actions taken), ``train/td_error`` (mean absolute),
+      ``train/grad_norm`` (before clipping) and ``train/updates_per_transition``;
+    - its ``CnnPolicy``, whose features extractor may be given by name.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class
+    :param env: the environment to learn from
+    :param double_q: ``False`` gives DQN's target on the same code, for ablations
+    :raises InvalidInput: on a hyperparameter out of range, before anything is built
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[DQNPolicy],
+        env: GymEnv | str,
+        *args: Any,
+        double_q: bool = True,
+        _init_setup_model: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(policy, env, *args, _init_setup_model=False, **kwargs)
+        self.double_q = double_q
+        self._num_timesteps_at_last_train = 0
+        check_values(vars(self))
+        self._choose_replay_buffer()  # to complain now rather than when learning starts
+        if _init_setup_model:
+            self._setup_model()
+
+    # ------------------------------------------------------------------ learning
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Sample the replay memory and follow the gradient of the Huber loss, ``gradient_steps`` times."""
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+
+        # Mean loss, Q-value, |TD error| and gradient norm of each update
+        health: list[th.Tensor] = []
+        for _ in range(gradient_steps):
+            replay_data: ReplayBufferSamples = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+
+            with th.no_grad():
+                target_q_values = self._target_q_values(replay_data)  # (B, 1)
+            q_values = self.q_net(replay_data.observations)  # (B, A)
+            current_q_values = th.gather(q_values, dim=1, index=replay_data.actions.long())  # (B, 1)
+            loss = F.smooth_l1_loss(current_q_values, target_q_values)
+
+            self.policy.optimizer.zero_grad()
+            loss.backward()
+            grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+            self.policy.optimizer.step()
+
+            with th.no_grad():
+                td_error = (target_q_values - current_q_values).abs().mean()
+                health.append(th.stack([loss, current_q_values.mean(), td_error, grad_norm]))
+
+        self._n_updates += gradient_steps
+        self._log_training(health)
+
+    def _target_q_values(self, replay_data: ReplayBufferSamples) -> th.Tensor:
+        """:return: ``y`` of each transition, (B, 1)"""
+        # For n-step replay, the discount is gamma ** n of each transition's own n
+        discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
+        next_q_values_target = self.q_net_target(replay_data.next_observations)
+        if not self.double_q:
+            return q_learning_target(replay_data.rewards, replay_data.dones, discounts, next_q_values_target)
+
+        # Selecting must not move BatchNorm's statistics, nor select through dropout
+        self.q_net.set_training_mode(False)
+        next_q_values_online = self.q_net(replay_data.next_observations)
+        self.q_net.set_training_mode(True)
+        return double_q_target(
+            replay_data.rewards, replay_data.dones, discounts, next_q_values_online, next_q_values_target
+        )
+
+    def _log_training(self, health: list[th.Tensor]) -> None:
+        # One copy to the host for all updates
+        loss, q_value, td_error, grad_norm = th.stack(health).mean(dim=0).tolist()
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/loss", loss)
+        self.logger.record("train/q_value_mean", q_value)
+        self.logger.record("train/td_error", td_error)
+        self.logger.record("train/grad_norm", grad_norm)
+        # Transitions collected before learning starts belong to no update
+        n_transitions = self.num_timesteps - max(self._num_timesteps_at_last_train, self.learning_starts)
+        if n_transitions > 0:
+            self.logger.record("train/updates_per_transition", len(health) / n_transitions)
+        self._num_timesteps_at_last_train = self.num_timesteps
+
+    def learn(
+        self: SelfDDQN,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "DDQN",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDDQN:
+        """Cf. :meth:`stable_baselines3.DQN.learn`."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
+        # 0 where the count of timesteps starts again
+        self._num_timesteps_at_last_train = min(self._num_timesteps_at_last_train, self.num_timesteps)
+        return total_timesteps, callback
+
+    # ------------------------------------------------------------------ acting
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Epsilon-greedy actions, with one coin for each environment; greedy ones if ``deterministic``.
+
+        :param observation: one observation, or a batch of them
+        :param state: passed through, DDQN has no recurrent state
+        :param episode_start: unused
+        :param deterministic: whether to take the greedy action always
+        :return: the action, or the batch of them, and ``state``
+        """
+        if deterministic:
+            return self.policy.predict(observation, state, episode_start, deterministic)
+        vectorized = self.policy.is_vectorized_observation(observation)
+        arrays = next(iter(observation.values())) if isinstance(observation, dict) else observation
+        explore = np.random.rand(len(arrays) if vectorized else 1) < self.exploration_rate
+        if explore.all():
+            actions = np.array([self.action_space.sample() for _ in explore])
+        else:
+            actions, state = self.policy.predict(observation, state, episode_start, deterministic)
+            actions = np.atleast_1d(actions)
+            for index in np.flatnonzero(explore):
+                actions[index] = self.action_space.sample()
+        return (actions if vectorized else actions[0]), state
+
+    # ------------------------------------------------------------------ replay memory
+
+    @property
+    def replay_buffer(self) -> Any:
+        """The replay memory; allocated when it is first asked for."""
+        if self._replay_buffer is None:
+            self._replay_buffer = self._create_replay_buffer()
+        return self._replay_buffer
+
+    @replay_buffer.setter
+    def replay_buffer(self, replay_buffer: ReplayBuffer | None) -> None:
+        self._replay_buffer = replay_buffer
+
+    def _setup_model(self) -> None:
+        # SB3 allocates the replay memory here, and writes its choice of class over the user's arguments. It leaves
+        # both alone where a buffer stands already.
+        buffer, buffer_class, n_steps = self._replay_buffer, self.replay_buffer_class, self.n_steps
+        self._replay_buffer = _NOT_YET if buffer is None else buffer
+        self.replay_buffer_class, self.n_steps = ReplayBuffer, 1
+        try:
+            super()._setup_model()
+        finally:
+            self._replay_buffer, self.replay_buffer_class, self.n_steps = buffer, buffer_class, n_steps
+
+    def _choose_replay_buffer(self) -> tuple[type[ReplayBuffer], dict[str, Any]]:
+        """The class of the replay memory and its own arguments."""
+        buffer_class, buffer_kwargs = self.replay_buffer_class, dict(self.replay_buffer_kwargs)
+        if buffer_class is None:
+            if isinstance(self.observation_space, spaces.Dict):
+                buffer_class = DictReplayBuffer
+            elif self.n_steps > 1:
+                buffer_class = NStepReplayBuffer
+            else:
+                buffer_class = ReplayBuffer
+        if issubclass(buffer_class, NStepReplayBuffer):
+            buffer_kwargs = {"n_steps": self.n_steps, "gamma": self.gamma, **buffer_kwargs}
+        elif self.n_steps > 1 and "n_steps" not in buffer_kwargs:
+            raise InvalidInput(
+                f"n_steps must be 1 with {buffer_class.__name__}, which knows single steps only, not {self.n_steps}."
+            )
+        return buffer_class, buffer_kwargs
+
+    def _create_replay_buffer(self) -> ReplayBuffer:
+        buffer_class, buffer_kwargs = self._choose_replay_buffer()
+        if issubclass(buffer_class, HerReplayBuffer):
+            # Not an argument of the user's: environments are not saved
+            buffer_kwargs["env"] = self.env
+        return buffer_class(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            optimize_memory_usage=self.optimize_memory_usage,
+            **buffer_kwargs,
+        )
+
+    # ------------------------------------------------------------------ files
+
+    @classmethod
+    def load(
+        cls: type[SelfDDQN], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
+    ) -> SelfDDQN:
+        """Cf. :meth:`stable_baselines3.DQN.load`. Agents trained with SB3's DQN load too.
+
+        :raises InvalidInput: on a file that is not the model of a DQN
+        """
+        check_model_file(path)
+        return super().load(path, *args, **kwargs)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_replay_buffer"]
+
+
+_NOT_YET: Any = object()  # stands for a replay memory that is not needed yet
+
+
+def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
+    """Read the weights, and nothing that would have to be unpickled, to see that they are a Q-network's.
+
+    :raises InvalidInput: on a file that is empty, truncated, damaged or of another algorithm
+    """
+    name = path if isinstance(path, (str, pathlib.Path)) else "the model file"
+    try:
+        _, params, _ = load_from_zip_file(path, load_data=False, device="cpu")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile, zlib, torch and pickle each have their own
+        raise InvalidInput(f"{name} is not a readable model: it is empty, truncated or damaged ({error}).") from error
+    finally:
+        if isinstance(path, io.IOBase):
+            path.seek(0)
+    weights = params.get("policy", {})
+    if not all(any(key.startswith(net) for key in weights) for net in ("q_net.", "q_net_target.")):
+        raise InvalidInput(f"{name} holds the model of another algorithm; ddqn loads agents of DDQN and DQN.")

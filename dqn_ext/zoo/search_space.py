@@ -1,0 +1,80 @@
+"""The Optuna search space of ``ddqn``, for vector and for image observations."""
+
+from typing import Any
+
+import optuna
+from stable_baselines3.dqn.policies import CnnPolicy
+
+NET_ARCHS: dict[str, list[int]] = {"linear": [], "tiny": [64], "small": [64, 64], "medium": [256, 256], "big": [400, 300]}
+
+
+def sample_ddqn_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """Sample what one trial tries.
+
+    The experiment manager leaves what the trial refines, the packaged or the user's entry, in ``trial.entry``.
+
+    :param n_actions: unused, part of the Zoo's interface
+    :param additional_args: unused, part of the Zoo's interface
+    :return: keyword arguments of :class:`dqn_ext.DDQN`; ``policy_kwargs`` holds the entry's too
+    """
+    entry: dict[str, Any] = getattr(trial, "entry", {})
+    policy_kwargs: dict[str, Any] = entry.get("policy_kwargs") or {}
+    policy = entry.get("policy", "MlpPolicy")
+    has_images = policy == "CnnPolicy" or (isinstance(policy, type) and issubclass(policy, CnnPolicy))
+
+    trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True)
+    trial.suggest_float("one_minus_gamma", 1e-4, 0.03, log=True)
+    trial.suggest_int("batch_size_pow", 4, 8 if has_images else 9)
+    if policy != "MultiInputPolicy":  # SB3's buffer of dict observations knows single steps only
+        trial.suggest_int("n_steps", 1, 5)
+    trial.suggest_int("target_update_interval", 1, 20_000, log=True)
+    trial.suggest_float("exploration_fraction", 0, 0.5)
+    trial.suggest_float("exploration_final_eps", 0, 0.2)
+    # train_freq counts steps of all environments at once. The number of these belongs to the trial: with another
+    # one the same train_freq and gradient_steps would be another ratio of updates to transitions.
+    trial.suggest_int("n_envs", n_envs, n_envs)
+    trial.suggest_int("train_freq_pow", 0, 4 if has_images else 8)
+    trial.suggest_int("transitions_per_update_pow", 0, 3)
+    if has_images:
+        trial.suggest_categorical("net_arch", ["linear", "tiny"])
+        trial.suggest_categorical("features_dim", [256, 512])
+        # A class of the user's own is kept
+        if isinstance(policy_kwargs.get("features_extractor_class", "nature"), str):
+            trial.suggest_categorical("features_extractor_class", ["nature", "impala"])
+    else:
+        trial.suggest_categorical("net_arch", ["small", "medium", "big"])
+
+    sampled = convert_ddqn_params(trial.params)
+    del sampled["n_envs"]
+    for name in ("gamma", "batch_size", "train_freq", "gradient_steps"):
+        trial.set_user_attr(name, sampled[name])
+    return {**sampled, "policy_kwargs": refine_policy_kwargs(policy_kwargs, sampled["policy_kwargs"])}
+
+
+def convert_ddqn_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters, as in a YAML entry, from what Optuna keeps of a trial."""
+    hyperparams = dict(params)
+    hyperparams["gamma"] = 1 - hyperparams.pop("one_minus_gamma")
+    hyperparams["batch_size"] = 2 ** hyperparams.pop("batch_size_pow")
+    train_freq = 2 ** hyperparams.pop("train_freq_pow")
+    transitions_per_update = 2 ** hyperparams.pop("transitions_per_update_pow")
+    hyperparams["train_freq"] = train_freq
+    hyperparams["gradient_steps"] = max(train_freq * hyperparams["n_envs"] // transitions_per_update, 1)
+
+    policy_kwargs: dict[str, Any] = {"net_arch": NET_ARCHS[hyperparams.pop("net_arch")]}
+    if "features_dim" in hyperparams:
+        policy_kwargs["features_extractor_kwargs"] = {"features_dim": hyperparams.pop("features_dim")}
+    if "features_extractor_class" in hyperparams:
+        policy_kwargs["features_extractor_class"] = hyperparams.pop("features_extractor_class")
+    return {**hyperparams, "policy_kwargs": policy_kwargs}
+
+
+def refine_policy_kwargs(entry: dict[str, Any], sampled: dict[str, Any]) -> dict[str, Any]:
+    """The entry's ``policy_kwargs`` with what was sampled on top: an extractor or optimizer of the entry's stays."""
+    refined = {**entry, **sampled}
+    nested = "features_extractor_kwargs"
+    if nested in entry and nested in sampled:
+        refined[nested] = {**entry[nested], **sampled[nested]}
+    return refined
