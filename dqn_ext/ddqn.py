@@ -57,12 +57,13 @@ class DDQN(DQN):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(policy, env, *args, _init_setup_model=False, **kwargs)
+        kwargs["_init_setup_model"] = False
+        super().__init__(policy, env, *args, **kwargs)
         self.double_q = double_q
         self._num_timesteps_at_last_train = 0
-        check_values(vars(self))
-        self._choose_replay_buffer()  # to complain now rather than when learning starts
         if _init_setup_model:
+            check_values(vars(self))
+            self._choose_replay_buffer()  # to complain now rather than when learning starts
             self._setup_model()
 
     # ------------------------------------------------------------------ learning
@@ -173,12 +174,14 @@ class DDQN(DQN):
             actions = np.atleast_1d(actions)
             for index in np.flatnonzero(explore):
                 actions[index] = self.action_space.sample()
-        return (actions if vectorized else actions[0]), state
+        return (actions if vectorized else actions.squeeze(axis=0)), state
 
     # ------------------------------------------------------------------ replay memory
 
+    _replay_buffer: ReplayBuffer | None
+
     @property
-    def replay_buffer(self) -> Any:
+    def replay_buffer(self) -> ReplayBuffer:
         """The replay memory; allocated when it is first asked for."""
         if self._replay_buffer is None:
             self._replay_buffer = self._create_replay_buffer()
@@ -235,9 +238,7 @@ class DDQN(DQN):
     # ------------------------------------------------------------------ files
 
     @classmethod
-    def load(
-        cls: type[SelfDDQN], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any
-    ) -> SelfDDQN:
+    def load(cls: type[SelfDDQN], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> SelfDDQN:
         """Cf. :meth:`stable_baselines3.DQN.load`. Agents trained with SB3's DQN load too.
 
         :raises InvalidInput: on a file that is not the model of a DQN
@@ -267,6 +268,6 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
     finally:
         if isinstance(path, io.IOBase):
             path.seek(0)
-    weights = params.get("policy", {})
+    weights: Any = params.get("policy", {})
     if not all(any(key.startswith(net) for key in weights) for net in ("q_net.", "q_net_target.")):
         raise InvalidInput(f"{name} holds the model of another algorithm; ddqn loads agents of DDQN and DQN.")

@@ -50,7 +50,9 @@ def check_values(hyperparams: Mapping[str, Any]) -> None:
             raise InvalidInput(f"{name} must be a number above 0, not {value!r}.")
 
     train_freq = hyperparams.get("train_freq", 1)
-    frequency, unit = train_freq if isinstance(train_freq, (tuple, list)) and len(train_freq) == 2 else (train_freq, "step")
+    frequency, unit = (
+        train_freq if isinstance(train_freq, (tuple, list)) and len(train_freq) == 2 else (train_freq, "step")
+    )
     if not _is_whole(frequency, 1) or getattr(unit, "value", unit) not in ("step", "episode"):
         raise InvalidInput(
             f"train_freq must be a whole number of at least 1, alone or with its unit 'step' or 'episode', "
@@ -63,7 +65,7 @@ def check_values(hyperparams: Mapping[str, Any]) -> None:
 
 
 def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _is_real(value: Any) -> bool:
@@ -74,7 +76,7 @@ def argument_names(algorithm: type) -> set[str]:
     """The keywords that an algorithm's constructor and its parents' take, and a user may set."""
     names: set[str] = set()
     for cls in algorithm.__mro__:
-        parameters = inspect.signature(cls.__init__).parameters.values() if "__init__" in vars(cls) else []
+        parameters = inspect.signature(vars(cls)["__init__"]).parameters.values() if "__init__" in vars(cls) else []
         names |= {parameter.name for parameter in parameters}
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             break  # this one hands nothing on to its parent

@@ -27,4 +27,5 @@ class CnnPolicy(DQNCnnPolicy):
                     f"not {features_extractor_class!r}."
                 )
             features_extractor_class = EXTRACTORS[features_extractor_class]
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+        kwargs["features_extractor_class"] = features_extractor_class
+        super().__init__(*args, **kwargs)

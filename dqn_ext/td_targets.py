@@ -51,9 +51,7 @@ def double_q_target(
     return _bootstrap(rewards, dones, discounts, next_q_values_target.gather(dim=1, index=selected_actions))
 
 
-def _bootstrap(
-    rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float, next_values: th.Tensor
-) -> th.Tensor:
+def _bootstrap(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float, next_values: th.Tensor) -> th.Tensor:
     # A (B,) reward would silently broadcast against (B, 1) into (B, B).
     if not rewards.shape == dones.shape == next_values.shape:
         raise ValueError(

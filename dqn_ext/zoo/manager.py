@@ -33,6 +33,8 @@ ZOO_KEYS = {
 class ExperimentManager(exp_manager.ExperimentManager):
     """Finds the packaged hyperparameters, and refuses what cannot work before anything is written."""
 
+    trial_id: int | None
+
     def __init__(self, args: Any, algo: str, *rest: Any, config: str | None = None, **kwargs: Any) -> None:
         super().__init__(args, algo, *rest, config=config, **kwargs)
         if algo == "ddqn" and config is None:
@@ -96,5 +98,5 @@ class ExperimentManager(exp_manager.ExperimentManager):
 
     def objective(self, trial: optuna.Trial) -> float:
         """Cf. the Zoo's. The search space refines the entry, which it finds in ``trial.entry``."""
-        trial.entry = self._hyperparams  # type: ignore[attr-defined]
+        trial.entry = self._hyperparams
         return super().objective(trial)

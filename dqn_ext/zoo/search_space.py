@@ -5,7 +5,13 @@ from typing import Any
 import optuna
 from stable_baselines3.dqn.policies import CnnPolicy
 
-NET_ARCHS: dict[str, list[int]] = {"linear": [], "tiny": [64], "small": [64, 64], "medium": [256, 256], "big": [400, 300]}
+NET_ARCHS: dict[str, list[int]] = {
+    "linear": [],
+    "tiny": [64],
+    "small": [64, 64],
+    "medium": [256, 256],
+    "big": [400, 300],
+}
 
 
 def sample_ddqn_params(

@@ -1,0 +1,71 @@
+"""Train one packaged entry with several seeds, through the Zoo's own command, and evaluate the final agents.
+
+python scripts/check_seeds.py --env CartPole-v1 --seeds 1 2 3 4 5 --episodes 100 --threshold 475
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+import dqn_ext
+from dqn_ext import DDQN
+
+
+def train(algo: str, env_id: str, seed: int, folder: str, zoo_args: list[str]) -> Path:
+    """:return: the final agent"""
+    command = [sys.executable, "-m", "dqn_ext.zoo", "train", "--algo", algo, "--env", env_id, "--seed", str(seed)]
+    command += ["-f", folder, "--eval-freq", "-1", "--num-threads", "1", "--verbose", "0", *zoo_args]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    runs = Path(folder, algo).glob(f"{env_id}_*")
+    return max(runs, key=lambda run: int(run.name.rsplit("_", 1)[1])) / f"{env_id}.zip"
+
+
+def main() -> None:
+    """Train, evaluate, print a table, and keep a record if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="CartPole-v1", help="an environment whose observations are vectors")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--episodes", type=int, default=100, help="evaluation episodes of each agent")
+    parser.add_argument("--threshold", type=float, default=475.0, help="mean return that counts as solved")
+    parser.add_argument("--output", type=Path, help="a json file for the record")
+    args, zoo_args = parser.parse_known_args()
+
+    runs = []
+    print(f"{'seed':>6} {'mean':>8} {'std':>8} {'training s':>11}")
+    for seed in args.seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            agent = DDQN.load(train("ddqn", args.env, seed, folder, zoo_args), device="cpu")
+            seconds = time.perf_counter() - start
+        env = make_vec_env(args.env, n_envs=1, seed=10_000 + seed)
+        mean, std = evaluate_policy(agent, env, n_eval_episodes=args.episodes, deterministic=True)
+        runs.append({"seed": seed, "mean": float(np.mean(mean)), "std": float(np.mean(std)), "seconds": round(seconds)})
+        print(f"{seed:>6} {mean:>8.1f} {std:>8.1f} {seconds:>11.1f}", flush=True)
+    solved = sum(run["mean"] >= args.threshold for run in runs)
+    print(f"{solved} of {len(runs)} seeds reach {args.threshold:g}; median {np.median([r['mean'] for r in runs]):.1f}")
+
+    if args.output is not None:
+        record = {
+            "command": " ".join(sys.argv),
+            "env": args.env,
+            "protocol": f"final agent, greedy, {args.episodes} episodes",
+            "threshold": args.threshold,
+            "dqn_ext": dqn_ext.__version__,
+            "python": platform.python_version(),
+            "date": time.strftime("%Y-%m-%d"),
+            "runs": runs,
+        }
+        args.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,330 @@
+"""DDQN: its update against arithmetic, and SB3's DQN as the oracle for all that should be equal."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
+
+from dqn_ext import DDQN
+from dqn_ext.errors import InvalidInput
+from dqn_ext.features import ImpalaCNN
+
+SMALL = {"learning_starts": 50, "buffer_size": 500, "policy_kwargs": {"net_arch": [16]}, "device": "cpu"}
+
+
+class Chain(gym.Env):
+    """Five states in a row, one step each; a reward of 1, 2, 4, 8, 16. Ends by termination or by truncation."""
+
+    observation_space = spaces.Box(0, 5, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, truncate: bool = False) -> None:
+        self.truncate = truncate
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        reward = float(2**self.position)
+        self.position += 1
+        end = self.position == 5
+        observation = np.full(1, self.position, np.float32)
+        return observation, reward, end and not self.truncate, end and self.truncate, {}
+
+
+def set_q_values(q_net: nn.Module, q_values: list[float], slope: float = 0.0) -> None:
+    """A linear Q-network: ``Q(s, a) = q_values[a] + slope * s``."""
+    (linear,) = [layer for layer in q_net.modules() if isinstance(layer, nn.Linear)]
+    with th.no_grad():
+        linear.weight.fill_(slope)
+        linear.bias.copy_(th.tensor(q_values))
+
+
+def collect(model: DDQN, n_steps: int) -> None:
+    model.learning_starts = 10**9
+    model.learn(n_steps)
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_targets_of_a_chain_by_hand(truncate):
+    """Terminal states do not bootstrap, timeouts do; online selects (action 0), target values (70 + 10 s')."""
+    model = DDQN("MlpPolicy", Chain(truncate), gamma=0.5, policy_kwargs={"net_arch": []}, buffer_size=100, device="cpu")
+    collect(model, 5)
+    set_q_values(model.q_net, [1.0, -1.0])
+    set_q_values(model.q_net_target, [70.0, 99.0], slope=10.0)
+    replay_data = model.replay_buffer._get_samples(np.arange(5))
+    targets = model._target_q_values(replay_data).detach().numpy()[:, 0]
+    # r + 0.5 * (70 + 10 s')
+    last = 16 + 0.5 * 120 if truncate else 16
+    np.testing.assert_allclose(targets, [1 + 40, 2 + 45, 4 + 50, 8 + 55, last])
+
+    model.double_q = False  # DQN's target takes the decoy
+    targets = model._target_q_values(replay_data).detach().numpy()[:, 0]
+    last = 16 + 0.5 * 149 if truncate else 16
+    np.testing.assert_allclose(targets, [1 + 54.5, 2 + 59.5, 4 + 64.5, 8 + 69.5, last])
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_n_step_targets_of_two_environments_by_hand(truncate):
+    env = DummyVecEnv([lambda: Chain(truncate)] * 2)
+    model = DDQN("MlpPolicy", env, gamma=0.5, n_steps=3, policy_kwargs={"net_arch": []}, buffer_size=100, device="cpu")
+    collect(model, 20)  # two episodes of each environment
+    set_q_values(model.q_net, [1.0, -1.0])
+    set_q_values(model.q_net_target, [70.0, 99.0], slope=10.0)
+    replay_data = model.replay_buffer._get_samples(np.arange(5))
+    targets = model._target_q_values(replay_data).detach().numpy()[:, 0]
+    # state 5 is terminal, or the end of a truncated episode with value 70 + 50
+    end = 120.0 if truncate else 0.0
+    expected = [
+        1 + 0.5 * 2 + 0.25 * 4 + 0.125 * (70 + 30),  # from 0 to 3
+        2 + 0.5 * 4 + 0.25 * 8 + 0.125 * (70 + 40),  # from 1 to 4
+        4 + 0.5 * 8 + 0.25 * 16 + 0.125 * end,  # from 2 to 5
+        8 + 0.5 * 16 + 0.25 * end,  # two steps are left
+        16 + 0.5 * end,
+    ]
+    np.testing.assert_allclose(targets, expected)
+
+
+def test_train_calls_the_double_target():
+    """One update of a linear network, gradient and all, by hand: the override is live."""
+    model = DDQN(
+        "MlpPolicy",
+        Chain(),
+        gamma=0.5,
+        learning_rate=0.1,
+        policy_kwargs={"net_arch": [], "optimizer_class": th.optim.SGD},
+        buffer_size=100,
+        device="cpu",
+    )
+    model.set_logger(Logger(None, []))
+    model.replay_buffer.add(np.zeros((1, 1)), np.ones((1, 1)), np.array([[0]]), np.ones(1), np.zeros(1), [{}])
+    set_q_values(model.q_net, [41.0, -1.0])
+    set_q_values(model.q_net_target, [70.0, 99.0], slope=10.0)
+    model.train(gradient_steps=1, batch_size=4)
+    # y = 1 + 0.5 * 80 = 41 = Q(s, a): nothing to learn. DQN's y = 1 + 0.5 * 109 would move the bias.
+    assert model.logger.name_to_value["train/td_error"] == pytest.approx(0)
+    linear = model.q_net.q_net[0]
+    assert linear.bias.tolist() == [41.0, -1.0]
+
+    set_q_values(model.q_net, [38.0, -1.0])
+    model.train(gradient_steps=1, batch_size=4)
+    # Huber: an error of 3 has gradient -1 towards the target
+    assert linear.bias.tolist() == pytest.approx([38.1, -1.0])
+    logged = model.logger.name_to_value
+    assert logged["train/td_error"] == pytest.approx(3)
+    assert logged["train/loss"] == pytest.approx(2.5)
+    assert logged["train/q_value_mean"] == pytest.approx(38)
+    assert logged["train/grad_norm"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_without_double_q_it_is_dqn_to_the_bit(n_steps):
+    def weights(algorithm, **kwargs):
+        model = algorithm("MlpPolicy", "CartPole-v1", seed=3, n_steps=n_steps, train_freq=4, **SMALL, **kwargs)
+        return model.learn(600).policy.state_dict()
+
+    dqn, ablation, ddqn = weights(DQN), weights(DDQN, double_q=False), weights(DDQN)
+    assert all(th.equal(dqn[name], ablation[name]) for name in dqn)
+    assert not all(th.equal(dqn[name], ddqn[name]) for name in dqn)
+
+
+def test_same_seed_same_run():
+    runs = [DDQN("MlpPolicy", "CartPole-v1", seed=1, **SMALL).learn(400).policy.state_dict() for _ in range(2)]
+    assert all(th.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+class NoisyExtractor(nn.Sequential):
+    """BatchNorm and dropout, the two layers that another forward pass could disturb."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(nn.Linear(observation_space.shape[0], 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+        self.features_dim = 8
+
+
+def test_selecting_leaves_batch_norm_and_dropout_alone():
+    def run(double_q):
+        th.manual_seed(0)
+        np.random.seed(0)
+        model = DDQN(
+            "MlpPolicy", "CartPole-v1", double_q=double_q, seed=0, learning_rate=1e-12, train_freq=4, device="cpu",
+            buffer_size=500, learning_starts=50, policy_kwargs={"features_extractor_class": NoisyExtractor},
+        )  # fmt: skip
+        model.learn(200)
+        return model, th.rand(1).item()
+
+    (double, double_draw), (single, single_draw) = run(True), run(False)
+    # With hardly any learning both see the same batches: equal statistics, and as much noise drawn by dropout
+    for name, statistic in double.q_net.named_buffers():
+        th.testing.assert_close(statistic, dict(single.q_net.named_buffers())[name])
+    assert double.q_net.features_extractor[1].num_batches_tracked > 0
+    assert double_draw == single_draw
+    assert double.q_net.training
+
+
+@pytest.mark.parametrize(
+    ("policy", "env"),
+    [
+        ("MlpPolicy", lambda: gym.make("CartPole-v1")),
+        ("CnnPolicy", lambda: FakeImageEnv(40, 40, n_channels=1, discrete=True)),
+        ("MultiInputPolicy", lambda: SimpleMultiObsEnv(random_start=False)),
+    ],
+)
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_policies_and_files(policy, env, n_envs, tmp_path):
+    kwargs = {"buffer_size": 200, "learning_starts": 20, "policy_kwargs": {"net_arch": [8]}, "device": "cpu"}
+    if policy == "CnnPolicy":
+        kwargs["policy_kwargs"] = {"features_extractor_kwargs": {"features_dim": 16}}
+    model = DDQN(policy, DummyVecEnv([env] * n_envs), seed=0, **kwargs).learn(60)
+    observation = model.get_env().reset()
+    action, _ = model.predict(observation, deterministic=True)
+    assert action.shape == (n_envs,)
+
+    model.save(tmp_path / "agent.zip")
+    loaded = DDQN.load(tmp_path / "agent.zip", env=DummyVecEnv([env] * n_envs), device="cpu")
+    assert np.array_equal(loaded.predict(observation, deterministic=True)[0], action)
+    assert all(th.equal(a, b) for a, b in zip(loaded.policy.parameters(), model.policy.parameters(), strict=True))
+    loaded.learn(24, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 84
+
+    other = DDQN(policy, DummyVecEnv([env] * n_envs), **kwargs)
+    other.set_parameters(tmp_path / "agent.zip", exact_match=True)
+    assert np.array_equal(other.predict(observation, deterministic=True)[0], action)
+
+
+def test_hyperparameters_survive_a_reload(tmp_path):
+    model = DDQN("MlpPolicy", "CartPole-v1", n_steps=3, double_q=False, seed=0, **SMALL).learn(100)
+    model.save(tmp_path / "agent.zip")
+    loaded = DDQN.load(tmp_path / "agent.zip")
+    for name in ("n_steps", "double_q", "replay_buffer_class", "replay_buffer_kwargs", "buffer_size", "gamma"):
+        assert getattr(loaded, name) == getattr(model, name), name
+    assert loaded.replay_buffer_class is None
+
+
+def test_replay_memory_is_allocated_when_needed(tmp_path):
+    model = DDQN("MlpPolicy", "CartPole-v1", buffer_size=1000, device="cpu")
+    assert model._replay_buffer is None
+    model.save(tmp_path / "agent.zip")
+    # A real reservation of this size would fail
+    loaded = DDQN.load(tmp_path / "agent.zip", buffer_size=10**13)
+    loaded.predict(np.zeros(4, np.float32))
+    assert loaded._replay_buffer is None
+
+    model.learn(12)
+    assert model._replay_buffer.size() == 12
+    model.save_replay_buffer(tmp_path / "memory.pkl")
+    again = DDQN.load(tmp_path / "agent.zip", env=make_vec_env("CartPole-v1"))
+    again.load_replay_buffer(tmp_path / "memory.pkl")
+    assert again.replay_buffer.size() == 12
+
+
+def test_replay_buffer_classes():
+    def buffer_of(**kwargs):
+        return DDQN("MlpPolicy", "CartPole-v1", **{**SMALL, **kwargs}).replay_buffer
+
+    assert type(buffer_of()) is ReplayBuffer
+    n_step_buffer = buffer_of(n_steps=3, gamma=0.9)
+    assert (type(n_step_buffer), n_step_buffer.n_steps, n_step_buffer.gamma) == (NStepReplayBuffer, 3, 0.9)
+    assert buffer_of(replay_buffer_class=NStepReplayBuffer, n_steps=2).n_steps == 2
+    with pytest.raises(InvalidInput, match="n_steps must be 1 with ReplayBuffer"):
+        buffer_of(replay_buffer_class=ReplayBuffer, n_steps=3)
+    with pytest.raises(InvalidInput, match="n_steps must be 1 with DictReplayBuffer"):
+        DDQN("MultiInputPolicy", SimpleMultiObsEnv(), n_steps=3, buffer_size=100)
+
+
+def test_each_environment_tosses_its_own_coin():
+    model = DDQN("MlpPolicy", make_vec_env("CartPole-v1", n_envs=4), seed=0, **SMALL)
+    model.exploration_rate = 0.5
+    observation = np.zeros((1000, 4), np.float32)  # one state, so that only exploration makes actions differ
+    greedy = model.predict(observation, deterministic=True)[0][0]
+    actions, _ = model.predict(observation)
+    # half explore, half of these by the other of two actions; the standard deviation is 14
+    assert 180 < np.sum(actions != greedy) < 320
+    model.exploration_rate = 0.0
+    assert np.all(model.predict(observation)[0] == greedy)
+    model.exploration_rate = 1.0
+    assert 400 < np.sum(model.predict(observation)[0] != greedy) < 600
+
+
+def test_log_tells_updates_per_transition():
+    env = make_vec_env("CartPole-v1", n_envs=2)
+    model = DDQN("MlpPolicy", env, train_freq=4, gradient_steps=2, **SMALL)
+    model.set_logger(Logger(None, []))
+    for timesteps in (200, 100):  # learning again starts the count again
+        model.learn(timesteps)
+        assert model.logger.name_to_value["train/updates_per_transition"] == pytest.approx(2 / (4 * 2))
+
+
+def test_impala_extractor_by_name(tmp_path):
+    env = FakeImageEnv(screen_height=84, screen_width=84, n_channels=4, discrete=True, channel_first=True)
+    policy_kwargs = {"features_extractor_class": "impala", "features_extractor_kwargs": {"features_dim": 32}}
+    model = DDQN("CnnPolicy", env, buffer_size=50, learning_starts=10, policy_kwargs=policy_kwargs, device="cpu")
+    assert isinstance(model.q_net.features_extractor, ImpalaCNN)
+    model.learn(20)
+    model.save(tmp_path / "agent.zip")
+    assert isinstance(DDQN.load(tmp_path / "agent.zip").q_net.features_extractor, ImpalaCNN)
+    with pytest.raises(InvalidInput, match=r"one of \['impala', 'nature'\], not 'alexnet'"):
+        DDQN("CnnPolicy", env, buffer_size=50, policy_kwargs={"features_extractor_class": "alexnet"})
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_impala_extractor_is_the_papers(width):
+    def conv(c_in, c_out):
+        return 9 * c_in * c_out + c_out
+
+    expected, c_in = 0, 4
+    for channels in (16 * width, 32 * width, 32 * width):
+        expected += conv(c_in, channels) + 4 * conv(channels, channels)
+        c_in = channels
+    expected += c_in * 11 * 11 * 256 + 256  # 84 -> 42 -> 21 -> 11
+    extractor = ImpalaCNN(spaces.Box(0, 255, (4, 84, 84), np.uint8), width=width)
+    assert sum(parameter.numel() for parameter in extractor.parameters()) == expected
+    assert extractor(th.zeros(3, 4, 84, 84)).shape == (3, 256)
+
+
+def test_files_that_are_no_model(tmp_path):
+    good = tmp_path / "agent.zip"
+    DDQN("MlpPolicy", "CartPole-v1", **SMALL).save(good)
+    content = good.read_bytes()
+
+    bad = tmp_path / "bad.zip"
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 0xFF
+    for damaged in (
+        b"",
+        content[:100],
+        content[: len(content) // 2],
+        content[:-10],
+        b"not a zip" * 100,
+        bytes(flipped),
+    ):
+        bad.write_bytes(damaged)
+        with pytest.raises(InvalidInput, match=r"bad.zip is not a readable model: it is empty, truncated or damaged"):
+            DDQN.load(bad)
+
+    PPO("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "ppo.zip")
+    with pytest.raises(InvalidInput, match=r"ppo\.zip holds the model of another algorithm"):
+        DDQN.load(tmp_path / "ppo.zip")
+    with good.open("rb") as file:
+        assert isinstance(DDQN.load(file), DDQN)
+
+
+def test_agents_of_dqn_load(tmp_path):
+    dqn = DQN("MlpPolicy", "CartPole-v1", seed=0, **SMALL)
+    dqn.save(tmp_path / "dqn.zip")
+    loaded = DDQN.load(tmp_path / "dqn.zip", env=make_vec_env("CartPole-v1"))
+    assert loaded.double_q
+    observation = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    assert np.array_equal(
+        loaded.predict(observation, deterministic=True)[0], dqn.predict(observation, deterministic=True)[0]
+    )
+    loaded.learn(60)

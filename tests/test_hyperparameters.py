@@ -1,0 +1,56 @@
+import pytest
+
+from dqn_ext import DDQN
+from dqn_ext.errors import InvalidInput
+from dqn_ext.hyperparameters import argument_names, check_names, check_values
+
+
+@pytest.mark.parametrize("name", ["batch_size", "buffer_size", "target_update_interval", "n_steps", "train_freq"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "4", None, True])
+def test_counts_below_one(name, value):
+    with pytest.raises(InvalidInput, match=rf"^{name} must be a whole number of at least 1.* not {value!r}\.$"):
+        check_values({name: value})
+
+
+@pytest.mark.parametrize("name", ["gamma", "tau", "exploration_fraction", "exploration_final_eps"])
+@pytest.mark.parametrize("value", [-0.1, 1.01, float("nan"), "0.99"])
+def test_fractions_outside_the_unit_interval(name, value):
+    with pytest.raises(InvalidInput, match=rf"^{name} must lie in \[0, 1\], not be {value!r}\.$"):
+        check_values({name: value})
+
+
+@pytest.mark.parametrize("value", [(4, "episodes"), (0, "step"), (1, "step", 2)])
+def test_train_freq_with_a_unit(value):
+    with pytest.raises(InvalidInput, match="train_freq must be"):
+        check_values({"train_freq": value})
+    check_values({"train_freq": (4, "episode")})
+
+
+def test_buffer_smaller_than_a_batch():
+    with pytest.raises(InvalidInput, match=r"^buffer_size must be at least batch_size \(32\), not 31\.$"):
+        check_values({"batch_size": 32, "buffer_size": 31})
+    check_values({"batch_size": 32, "buffer_size": 32})
+
+
+@pytest.mark.parametrize("value", [0, -1e-4, "1e-4"])
+def test_learning_rate(value):
+    with pytest.raises(InvalidInput, match="learning_rate must be a number above 0"):
+        check_values({"learning_rate": value})
+
+
+def test_the_constructor_checks():
+    with pytest.raises(InvalidInput, match="gamma must lie"):
+        DDQN("MlpPolicy", "CartPole-v1", gamma=2)
+
+
+def test_nearest_name():
+    with pytest.raises(
+        InvalidInput, match="'learning_rte' is not a hyperparameter of ddqn; did you mean 'learning_rate'"
+    ):
+        check_names(["gamma", "learning_rte"], argument_names(DDQN))
+
+
+def test_argument_names():
+    names = argument_names(DDQN)
+    assert {"policy", "learning_rate", "double_q", "n_steps", "max_grad_norm"} <= names
+    assert not {"self", "env", "args", "kwargs", "_init_setup_model", "use_sde", "action_noise"} & names

@@ -1,0 +1,208 @@
+"""Each of the Zoo's commands as a subprocess, on a real game, without a line of ours before it."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from stable_baselines3 import PPO
+
+from dqn_ext.zoo.__main__ import COMMANDS
+from tests.zoo.conftest import GAME, run_python
+from tests.zoo.hub_server import HubServer
+
+AGENT = f"--algo ddqn --env {GAME} -f logs"
+
+
+def test_train(trained):
+    run = trained / "logs/ddqn" / f"{GAME}_1"
+    for name in (f"{GAME}.zip", "best_model.zip", "evaluations.npz", "0.monitor.csv", "1.monitor.csv"):
+        assert (run / name).is_file(), name
+    assert (run / "rl_model_400_steps.zip").is_file()
+    assert np.load(run / "evaluations.npz")["timesteps"].tolist() == [300, 600]
+    config = yaml.load((run / GAME / "config.yml").read_text(), Loader=yaml.UnsafeLoader)
+    assert config["n_envs"] == 2
+    with zipfile.ZipFile(run / f"{GAME}.zip") as agent:
+        assert json.loads(agent.read("data"))["policy_class"]["__module__"] == "dqn_ext.policies"
+
+
+def test_continue_training(trained):
+    few = "-params learning_starts:50 buffer_size:1000 n_envs:2"
+    train = f"-m rl_zoo3.train --algo ddqn --env {GAME} --eval-freq -1 -f continued"
+    first = f"logs/ddqn/{GAME}_1/{GAME}.zip"
+    process = run_python(f"{train} -n 200 --save-replay-buffer -i {first} {few}", cwd=trained)
+    assert "Loading pretrained agent" in process.stdout
+    run = f"continued/ddqn/{GAME}_1"
+    assert (trained / run / "replay_buffer.pkl").is_file()
+    process = run_python(f"{train} -n 100 -i {run}/{GAME}.zip {few}", cwd=trained)
+    assert "Loading replay buffer" in process.stdout
+
+
+@pytest.mark.parametrize("which", ["", "--load-best", "--load-checkpoint 400", "--load-last-checkpoint"])
+def test_enjoy(trained, which):
+    process = run_python(f"-m rl_zoo3.enjoy {AGENT} --no-render -n 30 {which}", cwd=trained)
+    assert "Loading logs/ddqn" in process.stdout
+
+
+def test_record_video(trained):
+    run_python(f"-m rl_zoo3.record_video {AGENT} -n 60 -o videos", cwd=trained)
+    assert_plays(next((trained / "videos").glob("final-model-ddqn-*.mp4")), seconds=1)
+
+
+def test_record_training(trained):
+    run_python(f"-m rl_zoo3.record_training {AGENT} -n 60 -g", cwd=trained)
+    videos = trained / "logs/ddqn" / f"{GAME}_1" / "videos"
+    # the final agent, the best and one checkpoint
+    assert_plays(videos / "training.mp4", seconds=3)
+    assert (videos / "training.gif").stat().st_size > 1000
+
+
+def assert_plays(video: Path, seconds: float) -> None:
+    """Decode it: as long as it should be, upright, and not black."""
+    import imageio_ffmpeg
+
+    frames = imageio_ffmpeg.read_frames(str(video))
+    meta = next(frames)
+    assert meta["size"] == (160, 210)
+    assert meta["duration"] >= seconds
+    images = [np.frombuffer(frame, np.uint8).reshape(210, 160, 3) for frame in frames]
+    assert len(images) >= 0.9 * seconds * meta["fps"]
+    # Pong's field is brown
+    red, green, blue = images[0][100, 80].astype(int)
+    assert red > green > blue
+
+
+def test_benchmark(trained):
+    process = run_python(
+        "-m rl_zoo3.benchmark --log-dir logs -n 3000 --no-hub --test-mode --num-threads 1", cwd=trained
+    )
+    table = (trained / "logs/benchmark/benchmark.md").read_text()
+    assert "ddqn" in table, process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("axis", ["steps", "episodes", "time"])
+def test_plot_train(trained, axis):
+    run_python(f"-m rl_zoo3.plots.plot_train -a ddqn -f logs -x {axis} -w 1 -e {GAME}", cwd=trained)
+
+
+def test_all_plots_and_plot_from_file(trained):
+    process = run_python(
+        *"-m rl_zoo3.plots.all_plots -a ddqn -f logs -o results --no-display -e".split(), GAME, cwd=trained
+    )
+    assert GAME in process.stdout
+    assert "DDQN" in process.stdout
+    process = run_python("-m rl_zoo3.plots.plot_from_file -i results -b", cwd=trained)
+    assert "Skipping" not in process.stdout
+
+
+def test_cli(trained):
+    process = run_python(f"-m rl_zoo3.cli enjoy {AGENT} --no-render -n 5", cwd=trained)
+    assert "Loading logs/ddqn" in process.stdout
+
+
+def test_push_to_hub_and_load_from_hub(trained):
+    with HubServer() as hub:
+        env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HOME": str(trained / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        run_python(f"-m rl_zoo3.push_to_hub {AGENT} -orga me -n 60 --load-best", cwd=trained, **env)
+        files = hub.repos[f"me/ddqn-{GAME}"]
+        assert {f"ddqn-{GAME}.zip", "README.md", "config.yml", "args.yml", "results.json", "replay.mp4"} <= set(files)
+        card = yaml.safe_load(files["README.md"].decode().split("---")[1])  # a reader's loader: no python objects
+        assert card["model-index"][0]["name"] == "DDQN"
+        assert "+/-" in card["model-index"][0]["results"][0]["metrics"][0]["value"]
+        (trained / "replay.mp4").write_bytes(files["replay.mp4"])
+        assert_plays(trained / "replay.mp4", seconds=1)
+
+        env["TRUST_REMOTE_CODE"] = "True"
+        process = run_python(
+            f"-m rl_zoo3.load_from_hub --algo ddqn --env {GAME} -orga me -f hub_logs", cwd=trained, **env
+        )
+        assert "No normalization file" in process.stdout
+        run_python(f"-m rl_zoo3.enjoy --algo ddqn --env {GAME} --no-render -n 10 -f hub_logs", cwd=trained)
+
+        listing = "import rl_zoo3.utils as u; print(u.get_hf_trained_models('me', check_filename=True))"
+        assert f"('ddqn', '{GAME}')" in run_python(f'-c "{listing}"', cwd=trained, **env).stdout
+
+
+def test_a_missing_agent_is_said_so(trained):
+    with HubServer() as hub:
+        process = run_python(
+            f"-m rl_zoo3.load_from_hub --algo ddqn --env {GAME} -orga nobody -f nothing",
+            cwd=trained,
+            check=False,
+            HF_ENDPOINT=hub.url,
+            HF_HOME=str(trained / "hf"),
+            TRUST_REMOTE_CODE="True",
+        )
+        assert process.returncode != 0
+        assert "Repository Not Found" in process.stderr
+        assert not (trained / "nothing").exists()
+
+
+def test_without_the_hook(trained):
+    off = {"DQN_EXT_NO_HOOK": "1"}
+    process = run_python(f"-m rl_zoo3.enjoy {AGENT} --no-render -n 5", cwd=trained, check=False, **off)
+    assert "invalid choice: 'ddqn'" in process.stderr
+    run_python(f"-m dqn_ext.zoo enjoy {AGENT} --no-render -n 5", cwd=trained, **off)
+    run_python(f"-m dqn_ext.zoo record_training {AGENT} -n 20", cwd=trained, **off)
+    process = run_python("-m dqn_ext.zoo dance", cwd=trained, check=False)
+    assert process.returncode != 0
+    assert "one of: train, enjoy" in process.stderr
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "cli"])  # cli: see test_cli
+def test_every_command_knows_ddqn(command, tmp_path):
+    process = run_python(f"-m rl_zoo3.{command} --help", cwd=tmp_path)
+    assert "usage" in process.stdout.lower()
+    if "plots" not in command and command != "benchmark":
+        assert "ddqn" in process.stdout
+
+
+def test_the_zoos_own_algorithms_still_work(tmp_path):
+    run_python("-m rl_zoo3.train --algo dqn --env CartPole-v1 -n 300 --eval-freq -1", cwd=tmp_path)
+    run_python("-m rl_zoo3.enjoy --algo dqn --env CartPole-v1 -f logs --no-render -n 20", cwd=tmp_path)
+    process = run_python("-m rl_zoo3.train --algo ppo --env Pendulum-v1 -n 300 --eval-freq -1", cwd=tmp_path)
+    assert "Saving to logs/ppo" in process.stdout
+
+
+BAD_INPUT = [
+    ("--env SpaceInvaderNoFrameskip-v4", "you maybe meant SpaceInvadersNoFrameskip-v4?"),
+    ("--env Pendulum-v1", "ddqn needs a discrete action space, and Pendulum-v1 has Box"),
+    ("-params learning_rat:1e-4", "'learning_rat' is not a hyperparameter of ddqn; did you mean 'learning_rate'?"),
+    ("-params frame_stak:4", "did you mean 'frame_stack'?"),
+    ("-params batch_size:0", "batch_size must be a whole number of at least 1, not 0."),
+    ("-params train_freq:0", "train_freq must be a whole number of at least 1"),
+    ("-params target_update_interval:0", "target_update_interval must be a whole number of at least 1, not 0."),
+    ("-params buffer_size:0", "buffer_size must be a whole number of at least 1, not 0."),
+    ("-params n_steps:0", "n_steps must be a whole number of at least 1, not 0."),
+    ("-params gamma:1.1", "gamma must lie in [0, 1], not be 1.1."),
+    ("-params tau:-0.1", "tau must lie in [0, 1], not be -0.1."),
+    ("-params batch_size:64 buffer_size:63", "buffer_size must be at least batch_size (64), not 63."),
+    ("-i empty.zip", "empty.zip is not a readable model: it is empty, truncated or damaged"),
+    ("-i ppo.zip", "ppo.zip holds the model of another algorithm"),
+]
+
+
+def test_bad_input_gets_one_sentence(tmp_path):
+    """One sentence, an exit code that is not 0, and no half-written folder."""
+    (tmp_path / "empty.zip").touch()
+    PPO("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "ppo.zip")
+    for arguments, sentence in BAD_INPUT:
+        process = run_python(f"-m rl_zoo3.train --algo ddqn {arguments}", cwd=tmp_path, check=False)
+        assert process.returncode == 1, arguments
+        assert "Traceback" not in process.stderr, process.stderr
+        (line,) = [line for line in process.stderr.splitlines() if line.startswith("Error:")]
+        assert sentence in line
+        assert not (tmp_path / "logs").exists(), arguments
+
+
+def test_a_truncated_model_to_watch(trained):
+    run = trained / "broken/ddqn" / f"{GAME}_1"
+    run.mkdir(parents=True)
+    content = (trained / "logs/ddqn" / f"{GAME}_1" / f"{GAME}.zip").read_bytes()
+    (run / f"{GAME}.zip").write_bytes(content[: len(content) // 2])
+    process = run_python(f"-m rl_zoo3.enjoy --algo ddqn --env {GAME} --no-render -f broken", cwd=trained, check=False)
+    assert process.returncode == 1
+    assert "is not a readable model" in process.stderr
+    assert "Traceback" not in process.stderr
