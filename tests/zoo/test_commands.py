@@ -88,9 +88,7 @@ def test_plot_train(trained, axis):
 
 
 def test_all_plots_and_plot_from_file(trained):
-    process = run_python(
-        *"-m rl_zoo3.plots.all_plots -a ddqn -f logs -o results --no-display -e".split(), GAME, cwd=trained
-    )
+    process = run_python(f"-m rl_zoo3.plots.all_plots -a ddqn -f logs -o results --no-display -e {GAME}", cwd=trained)
     assert GAME in process.stdout
     assert "DDQN" in process.stdout
     process = run_python("-m rl_zoo3.plots.plot_from_file -i results -b", cwd=trained)

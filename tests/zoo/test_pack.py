@@ -1,0 +1,45 @@
+"""The packaged hyperparameters: every entry loads through the Zoo and builds an agent."""
+
+from collections import Counter
+
+import gymnasium as gym
+import pytest
+import yaml
+
+from dqn_ext import DDQN
+from dqn_ext.hyperparameters import argument_names, check_names, check_values
+from dqn_ext.zoo import HYPERPARAMS_DIR
+from dqn_ext.zoo.manager import ZOO_KEYS
+
+PACK = yaml.safe_load((HYPERPARAMS_DIR / "ddqn.yml").read_text())
+GAMES = "SpaceInvaders Pong Breakout Seaquest Qbert MsPacman BeamRider Enduro".split()  # noqa: SIM905
+
+
+def test_entries():
+    control = {"CartPole-v1", "LunarLander-v3", "Acrobot-v1", "MountainCar-v0"}
+    assert {f"{game}NoFrameskip-v4" for game in GAMES} | control | {"atari", "default"} == set(PACK)
+
+
+def test_no_key_twice():
+    """YAML would silently take the last."""
+    lines = (HYPERPARAMS_DIR / "ddqn.yml").read_text().splitlines()
+    keys = Counter(line.split(":")[0] for line in lines if line and line[0] not in " #")
+    assert max(keys.values()) == 1
+
+
+@pytest.mark.parametrize("entry", PACK)
+def test_entry_holds_only_what_ddqn_takes(entry):
+    check_names(PACK[entry], ZOO_KEYS | argument_names(DDQN))
+    hyperparams = dict(PACK[entry])
+    if str(hyperparams.get("learning_rate")).startswith("lin_"):
+        hyperparams["learning_rate"] = float(hyperparams["learning_rate"][4:])
+    check_values(hyperparams)
+    if entry not in ("atari", "default"):
+        assert entry in gym.registry
+
+
+@pytest.mark.parametrize("entry", [entry for entry in PACK if "NoFrameskip" in entry])
+def test_one_update_per_four_steps(entry):
+    """The ratio of Mnih et al. 2015."""
+    hyperparams = PACK[entry]
+    assert hyperparams["gradient_steps"] / (hyperparams["train_freq"] * hyperparams["n_envs"]) == 1 / 4

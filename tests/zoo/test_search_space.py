@@ -1,0 +1,134 @@
+"""The search space: what is sampled, what a trial keeps, and that its id gives it back."""
+
+import optuna
+import pytest
+import yaml
+from stable_baselines3.common.torch_layers import NatureCNN
+
+from dqn_ext import DDQN
+from dqn_ext.hyperparameters import argument_names, check_names, check_values
+from dqn_ext.zoo.search_space import convert_ddqn_params, refine_policy_kwargs, sample_ddqn_params
+from tests.zoo.conftest import run_python
+
+VECTOR = {"policy": "MlpPolicy", "policy_kwargs": {"net_arch": [256, 256]}}
+IMAGES = {"policy": "CnnPolicy"}
+
+
+def sample(entry, n_envs=1, n_trials=30):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(n_trials):
+        trial = study.ask()
+        trial.entry = entry
+        yield trial, sample_ddqn_params(trial, 0, n_envs, {})
+
+
+@pytest.mark.parametrize("entry", [VECTOR, IMAGES, {}])
+@pytest.mark.parametrize("n_envs", [1, 8])
+def test_all_samples_are_valid_and_come_back(entry, n_envs):
+    for trial, sampled in sample(entry, n_envs):
+        check_names(sampled, argument_names(DDQN))
+        check_values(sampled)
+        again = convert_ddqn_params(trial.params)
+        assert again.pop("n_envs") == n_envs
+        assert {**again, "policy_kwargs": None} == {**sampled, "policy_kwargs": None}
+        assert refine_policy_kwargs(entry.get("policy_kwargs", {}), again["policy_kwargs"]) == sampled["policy_kwargs"]
+
+
+def test_gradient_steps_match_the_train_frequency():
+    for trial, sampled in sample(VECTOR, n_envs=4):
+        ratio = sampled["gradient_steps"] / (sampled["train_freq"] * 4)
+        # at least one update a call
+        assert ratio == max(2.0 ** -trial.params["transitions_per_update_pow"], 1 / (sampled["train_freq"] * 4))
+
+
+def test_what_is_searched():
+    names = {"learning_rate", "batch_size", "gamma", "n_steps", "target_update_interval", "train_freq"}
+    names |= {"gradient_steps", "exploration_fraction", "exploration_final_eps", "policy_kwargs"}
+    for entry in (VECTOR, IMAGES):
+        samples = [sampled for _, sampled in sample(entry)]
+        assert set(samples[0]) == names
+        for name in names:
+            assert len({str(sampled[name]) for sampled in samples}) > 1, name
+
+
+def test_images_have_an_extractor_always():
+    extractors = {sampled["policy_kwargs"]["features_extractor_class"] for _, sampled in sample(IMAGES)}
+    assert extractors == {"nature", "impala"}
+
+
+def test_what_the_user_chose_stays():
+    entry = {
+        "policy": "CnnPolicy",
+        "policy_kwargs": {
+            "features_extractor_class": NatureCNN,
+            "features_extractor_kwargs": {"normalized_image": True},
+            "optimizer_kwargs": {"eps": 1e-5},
+        },
+    }
+    for trial, sampled in sample(entry, n_trials=5):
+        kwargs = sampled["policy_kwargs"]
+        assert kwargs["features_extractor_class"] is NatureCNN
+        assert kwargs["optimizer_kwargs"] == {"eps": 1e-5}
+        assert kwargs["features_extractor_kwargs"] == {
+            "normalized_image": True,
+            "features_dim": trial.params["features_dim"],
+        }
+
+
+def test_dict_observations_take_single_steps():
+    assert all("n_steps" not in sampled for _, sampled in sample({"policy": "MultiInputPolicy"}, n_trials=3))
+
+
+STUDY = "--storage study.log --study-name s"
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "PongNoFrameskip-v4"])
+def test_optimize_and_train_the_trials(env, tmp_path):
+    """Through the Zoo's command, trial 0 too, with an entry whose policy_kwargs the trial refines."""
+    pack = {
+        env: {
+            "policy": "CnnPolicy" if "Pong" in env else "MlpPolicy",
+            "n_timesteps": 100,
+            "learning_starts": 50,
+            "policy_kwargs": "dict(optimizer_kwargs=dict(eps=1e-5))",
+        }
+    }
+    if "Pong" in env:
+        pack[env].update(
+            env_wrapper=["stable_baselines3.common.atari_wrappers.AtariWrapper"],
+            frame_stack=4,
+            n_envs=2,
+            buffer_size=600,
+        )
+    (tmp_path / "pack.yml").write_text(yaml.dump(pack))
+    train = f"-m rl_zoo3.train --algo ddqn --env {env} -n 100 -conf pack.yml {STUDY}"
+    run_python(f"{train} -optimize --n-trials 2 --eval-episodes 1 --no-optim-plots --seed 0", cwd=tmp_path)
+    study = optuna.load_study(
+        study_name="s",
+        storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))),
+    )
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
+
+    for trial in study.trials:
+        folder = f"trial_{trial.number}"
+        run_python(f"{train} --trial-id {trial.number} --eval-freq -1 -f {folder}", cwd=tmp_path)
+        model = DDQN.load(tmp_path / folder / "ddqn" / f"{env}_1" / f"{env}.zip")
+        expected = convert_ddqn_params(trial.params)
+        assert model.n_envs == expected.pop("n_envs") == pack[env].get("n_envs", 1)
+        assert model.train_freq.frequency == expected.pop("train_freq")
+        assert model.lr_schedule(1) == pytest.approx(expected.pop("learning_rate"))
+        for name, value in expected.pop("policy_kwargs").items():
+            assert model.policy_kwargs[name] == value
+        for name, value in expected.items():
+            assert getattr(model, name) == value, name
+        # the entry's own part of policy_kwargs is still there
+        assert model.policy.optimizer.param_groups[0]["eps"] == 1e-5
+
+
+def test_a_trial_that_is_not_there(tmp_path):
+    train = f"-m rl_zoo3.train --algo ddqn --env CartPole-v1 {STUDY}"
+    run_python(f"{train} -n 100 -optimize --n-trials 1 --eval-episodes 1 --no-optim-plots", cwd=tmp_path)
+    process = run_python(f"{train} --trial-id 7 -f nothing", cwd=tmp_path, check=False)
+    assert process.returncode == 1
+    assert "Error: The storage 'study.log' has no trial 7 of a study 's'." in process.stderr
+    assert not (tmp_path / "nothing").exists()
