@@ -41,9 +41,12 @@ def zoo_attribute(module: str, name: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except AttributeError:
-        import rl_zoo3
-
         raise RuntimeError(
             f"rl_zoo3 {rl_zoo3.__version__} has no {module}.{name}, which dqn-ext needs; "
             f"install the version of rl_zoo3 that dqn-ext asks for."
         ) from None
+
+
+# Whatever of this package is imported first, the Zoo is loaded, and registered with, before it: at the end, since that
+# calls register()
+import rl_zoo3  # noqa: E402

@@ -1,6 +1,7 @@
 """What ``register()`` changes in the Zoo, and what it holds on to."""
 
 import re
+import subprocess
 import sys
 
 import pytest
@@ -21,6 +22,13 @@ def test_the_dicts_are_changed_in_place():
     for holder in (rl_zoo3.hyperparams_opt, rl_zoo3.exp_manager):
         assert holder.HYPERPARAMS_SAMPLER["ddqn"] is sample_ddqn_params
     assert rl_zoo3.exp_manager.ExperimentManager is ExperimentManager
+
+
+@pytest.mark.parametrize("module", ["", ".ddqn", ".zoo", ".zoo.manager", ".zoo.search_space", ".zoo.repairs"])
+def test_any_module_can_be_imported_first(module):
+    code = f"import dqn_ext{module}, rl_zoo3; assert 'ddqn' in rl_zoo3.ALGOS"
+    process = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_registering_again_changes_nothing():
