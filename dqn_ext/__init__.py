@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dqn_ext.ddqn import DDQN
+    from dqn_ext.replay import FrameReplayBuffer
 
 __version__ = "0.1.0"
-__all__ = ["DDQN", "__version__"]
+__all__ = ["DDQN", "FrameReplayBuffer", "__version__"]
 
-_HOME = {"DDQN": "dqn_ext.ddqn"}
+_HOME = {"DDQN": "dqn_ext.ddqn", "FrameReplayBuffer": "dqn_ext.replay"}
 
 
 def __getattr__(name: str) -> Any:

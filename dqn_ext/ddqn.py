@@ -11,14 +11,17 @@ from stable_baselines3 import DQN, HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecFrameStack, unwrap_vec_wrapper
 from stable_baselines3.dqn.policies import DQNPolicy, MlpPolicy, MultiInputPolicy
 from torch.nn import functional as F
 
 from dqn_ext.errors import InvalidInput
-from dqn_ext.hyperparameters import check_values
+from dqn_ext.hyperparameters import argument_names, check_names, check_values
 from dqn_ext.policies import CnnPolicy
+from dqn_ext.replay import FrameReplayBuffer, PrioritizedReplayBufferSamples, files
 from dqn_ext.td_targets import double_q_target, q_learning_target
 
 SelfDDQN = TypeVar("SelfDDQN", bound="DDQN")
@@ -31,7 +34,9 @@ class DDQN(DQN):
 
     - the target, :func:`dqn_ext.td_targets.double_q_target`;
     - exploration: each environment tosses its own epsilon coin, SB3 tosses one for all;
-    - the replay memory, which is allocated when it is first needed: loading an agent to play reserves none;
+    - the replay memory, which is allocated when it is first needed: loading an agent to play reserves none. On stacked
+      images (``VecFrameStack``) it is a :class:`dqn_ext.FrameReplayBuffer`, whose settings ``replay_buffer_kwargs``
+      may give;
     - the log, which adds ``train/q_value_mean`` (of the actions taken), ``train/td_error`` (mean absolute),
       ``train/grad_norm`` (before clipping) and ``train/updates_per_transition``;
     - its ``CnnPolicy``, whose features extractor may be given by name.
@@ -61,6 +66,9 @@ class DDQN(DQN):
         super().__init__(policy, env, *args, **kwargs)
         self.double_q = double_q
         self._num_timesteps_at_last_train = 0
+        # Frames in an observation, if it is a stack; saved with the agent
+        stack = None if self.env is None else unwrap_vec_wrapper(self.env, VecFrameStack)
+        self._n_stack = stack.stacked_obs.n_stack if isinstance(stack, VecFrameStack) else None
         if _init_setup_model:
             check_values(vars(self))
             self._choose_replay_buffer()  # to complain now rather than when learning starts
@@ -74,16 +82,21 @@ class DDQN(DQN):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
 
+        if isinstance(self.replay_buffer, FrameReplayBuffer):
+            self.replay_buffer.anneal(1 - self._current_progress_remaining)
         # Mean loss, Q-value, |TD error| and gradient norm of each update
         health: list[th.Tensor] = []
         for _ in range(gradient_steps):
-            replay_data: ReplayBufferSamples = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
 
             with th.no_grad():
                 target_q_values = self._target_q_values(replay_data)  # (B, 1)
             q_values = self.q_net(replay_data.observations)  # (B, A)
             current_q_values = th.gather(q_values, dim=1, index=replay_data.actions.long())  # (B, 1)
-            loss = F.smooth_l1_loss(current_q_values, target_q_values)
+            losses = F.smooth_l1_loss(current_q_values, target_q_values, reduction="none")
+            if isinstance(replay_data, PrioritizedReplayBufferSamples):
+                losses = replay_data.weights * losses
+            loss = losses.mean()
 
             self.policy.optimizer.zero_grad()
             loss.backward()
@@ -91,13 +104,15 @@ class DDQN(DQN):
             self.policy.optimizer.step()
 
             with th.no_grad():
-                td_error = (target_q_values - current_q_values).abs().mean()
-                health.append(th.stack([loss, current_q_values.mean(), td_error, grad_norm]))
+                td_errors = (target_q_values - current_q_values).abs()
+                health.append(th.stack([loss, current_q_values.mean(), td_errors.mean(), grad_norm]))
+            if isinstance(replay_data, PrioritizedReplayBufferSamples):
+                self.replay_buffer.update_priorities(replay_data.indices, td_errors.squeeze(1).cpu().numpy())
 
         self._n_updates += gradient_steps
         self._log_training(health)
 
-    def _target_q_values(self, replay_data: ReplayBufferSamples) -> th.Tensor:
+    def _target_q_values(self, replay_data: ReplayBufferSamples | PrioritizedReplayBufferSamples) -> th.Tensor:
         """:return: ``y`` of each transition, (B, 1)"""
         # For n-step replay, the discount is gamma ** n of each transition's own n
         discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
@@ -140,7 +155,12 @@ class DDQN(DQN):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        optimize_memory_usage = self.optimize_memory_usage
+        if isinstance(self.replay_buffer, FrameReplayBuffer):
+            # It knows where a trajectory broke off; SB3 would mark a terminal state there
+            self.optimize_memory_usage = False
         total_timesteps, callback = super()._setup_learn(*args, **kwargs)
+        self.optimize_memory_usage = optimize_memory_usage
         # 0 where the count of timesteps starts again
         self._num_timesteps_at_last_train = min(self._num_timesteps_at_last_train, self.num_timesteps)
         return total_timesteps, callback
@@ -208,13 +228,20 @@ class DDQN(DQN):
         if buffer_class is None:
             if isinstance(self.observation_space, spaces.Dict):
                 buffer_class = DictReplayBuffer
+            elif self._n_stack is not None and is_image_space(self.observation_space):
+                buffer_class = FrameReplayBuffer
             elif self.n_steps > 1:
                 buffer_class = NStepReplayBuffer
             else:
                 buffer_class = ReplayBuffer
-        if issubclass(buffer_class, NStepReplayBuffer):
+            check_names(
+                buffer_kwargs, argument_names(buffer_class), owner=f"the replay memory, {buffer_class.__name__}"
+            )
+        if issubclass(buffer_class, (NStepReplayBuffer, FrameReplayBuffer)):
             buffer_kwargs = {"n_steps": self.n_steps, "gamma": self.gamma, **buffer_kwargs}
-        elif self.n_steps > 1 and "n_steps" not in buffer_kwargs:
+        if issubclass(buffer_class, FrameReplayBuffer):
+            buffer_kwargs = {"n_stack": self._n_stack, **buffer_kwargs}
+        if self.n_steps > 1 and "n_steps" not in buffer_kwargs:
             raise InvalidInput(
                 f"n_steps must be 1 with {buffer_class.__name__}, which knows single steps only, not {self.n_steps}."
             )
@@ -245,6 +272,37 @@ class DDQN(DQN):
         """
         check_model_file(path)
         return super().load(path, *args, **kwargs)
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """Cf. :meth:`stable_baselines3.DQN.save_replay_buffer`. A ``FrameReplayBuffer`` gets a file of its own format.
+
+        :raises InvalidInput: where it cannot be written; a file that stands there is left as it was
+        """
+        if not isinstance(self.replay_buffer, FrameReplayBuffer):
+            super().save_replay_buffer(path)
+            return
+        if isinstance(path, (str, pathlib.Path)) and not pathlib.Path(path).suffix:
+            path = f"{path}.pkl"  # SB3's ending
+        self.replay_buffer.save(path)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """Cf. :meth:`stable_baselines3.DQN.load_replay_buffer`. The file of a ``FrameReplayBuffer`` is not unpickled.
+
+        :raises InvalidInput: on a file of that format that is damaged or does not fit
+        """
+        if isinstance(path, (str, pathlib.Path)) and not pathlib.Path(path).exists():
+            path = f"{path}.pkl"
+        if not files.is_replay_file(path):
+            super().load_replay_buffer(path, truncate_last_traj)
+            return
+        replay_buffer = self._create_replay_buffer()
+        if not isinstance(replay_buffer, FrameReplayBuffer):
+            raise InvalidInput(
+                f"{path} holds stacked images, and the replay memory of these settings is a "
+                f"{type(replay_buffer).__name__}, which cannot take them."
+            )
+        replay_buffer.load(path)
+        self.replay_buffer = replay_buffer
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_replay_buffer"]

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from dqn_ext.errors import InvalidInput
+from dqn_ext.replay import check_settings as check_replay_settings
 
 _WHOLE_NUMBERS = {
     "batch_size": 1,
@@ -20,13 +21,13 @@ _WHOLE_NUMBERS = {
 _FRACTIONS = ("gamma", "tau", "exploration_fraction", "exploration_initial_eps", "exploration_final_eps")
 
 
-def check_names(names: Iterable[str], allowed: Iterable[str]) -> None:
+def check_names(names: Iterable[str], allowed: Iterable[str], owner: str = "ddqn") -> None:
     """:raises InvalidInput: on a name that is not ``allowed``, with the nearest one that is"""
     allowed = sorted(allowed)
     for name in names:
         if name not in allowed:
             nearest = difflib.get_close_matches(name, allowed, n=1, cutoff=0)[0]
-            raise InvalidInput(f"{name!r} is not a hyperparameter of ddqn; did you mean {nearest!r}?")
+            raise InvalidInput(f"{name!r} is not a hyperparameter of {owner}; did you mean {nearest!r}?")
 
 
 def check_values(hyperparams: Mapping[str, Any]) -> None:
@@ -58,6 +59,8 @@ def check_values(hyperparams: Mapping[str, Any]) -> None:
             f"train_freq must be a whole number of at least 1, alone or with its unit 'step' or 'episode', "
             f"not {train_freq!r}."
         )
+
+    check_replay_settings(hyperparams.get("replay_buffer_kwargs") or {})
 
     buffer_size, batch_size = hyperparams.get("buffer_size"), hyperparams.get("batch_size")
     if buffer_size is not None and batch_size is not None and buffer_size < batch_size:

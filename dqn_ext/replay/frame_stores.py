@@ -1,0 +1,243 @@
+"""Where the frames of a replay memory are kept: raw, compressed, on disk or on the device, behind one interface."""
+
+import os
+import tempfile
+from typing import Any
+
+import numpy as np
+import torch as th
+import zstandard
+
+from dqn_ext.errors import InvalidInput
+
+BLANK = -1  # the time of a black frame, which pads a stack
+
+
+class FrameStore:
+    """Keeps the newest ``n_frames`` frames of each of ``n_envs`` environments, numbered by their time.
+
+    Beside them stand the few *final frames*, which no later frame follows: those at the end of an episode. They belong
+    to a cell, the place of their transition in the replay memory, until it is taken by another.
+
+    :param n_envs: number of environments
+    :param n_frames: how many frames of each environment must stay readable
+    :param frame_size: bytes of a frame
+    """
+
+    def __init__(self, n_envs: int, n_frames: int, frame_size: int) -> None:
+        self.n_envs, self.n_frames, self.frame_size = n_envs, n_frames, frame_size
+        self._compress = zstandard.ZstdCompressor(level=1).compress
+        self._decompress = zstandard.ZstdDecompressor().decompress
+        self._final_frames: dict[int, bytes] = {}
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An array that lives where this store computes."""
+        return np.zeros(shape, dtype)
+
+    def asarray(self, array: np.ndarray) -> Any:
+        """``array`` where this store computes."""
+        return array
+
+    def put(self, array: Any, position: int, values: Any) -> None:
+        """``array[position] = values``, which are on the host."""
+        array[position] = values
+
+    def where(self, condition: Any, value: int, otherwise: Any) -> Any:
+        """Cf. ``np.where``."""
+        return np.where(condition, value, otherwise)
+
+    def concatenate(self, arrays: list[Any]) -> Any:
+        """Join arrays along their second axis."""
+        return np.concatenate(arrays, axis=1)
+
+    def write(self, time: int, frames: np.ndarray, envs: Any = slice(None)) -> None:
+        """Keep the ``frames``, (n_envs, frame_size), of some environments at ``time``, which may be written again
+        until the next time is.
+        """
+        raise NotImplementedError
+
+    def read(self, times: Any, envs: Any, out: Any) -> None:
+        """Copy the frames at ``times``, (B, n), of ``envs``, (B, 1), to ``out``, (B * n, frame_size).
+
+        Black ones, where the time is :data:`BLANK`.
+        """
+        raise NotImplementedError
+
+    def write_final(self, cell: int, frame: np.ndarray) -> None:
+        """Keep the final frame of a cell."""
+        self._final_frames[cell] = self._compress(np.ascontiguousarray(frame).data)
+
+    def drop_final(self, cell: int) -> None:
+        """Forget it again."""
+        self._final_frames.pop(cell, None)
+
+    def read_finals(self, cells: Any, has_final: Any, out: Any) -> None:
+        """Replace those rows of ``out``, (n, frame_size), whose cell has a final frame."""
+        for row in np.flatnonzero(has_final):
+            out[row] = np.frombuffer(self._decompress(self._final_frames[int(cells[row])]), np.uint8)
+
+    @staticmethod
+    def bytes_needed(n_envs: int, n_frames: int, frame_size: int) -> int:
+        """What a full store takes, in bytes; final frames are left out, they are few and compressed."""
+        return n_envs * n_frames * frame_size
+
+
+class RawStore(FrameStore):
+    """One array in memory."""
+
+    def __init__(self, n_envs: int, n_frames: int, frame_size: int) -> None:
+        super().__init__(n_envs, n_frames, frame_size)
+        self._frames = self._allocate((n_envs * n_frames + 1, frame_size))  # the last one stays black
+        self._rings = self._frames[:-1].reshape(n_envs, n_frames, frame_size)
+
+    def _allocate(self, shape: tuple[int, int]) -> Any:
+        return np.zeros(shape, np.uint8)
+
+    def write(self, time: int, frames: np.ndarray, envs: Any = slice(None)) -> None:
+        self._rings[envs, time % self.n_frames] = frames
+
+    def read(self, times: np.ndarray, envs: np.ndarray, out: np.ndarray) -> None:
+        rows = np.where(times == BLANK, self.n_envs * self.n_frames, envs * self.n_frames + times % self.n_frames)
+        # "clip" because "raise" would go through a second buffer
+        np.take(self._frames, rows.reshape(-1), axis=0, out=out, mode="clip")
+
+
+class MemmapStore(RawStore):
+    """One array in a file, for replay memories larger than the machine's; the file vanishes with the process.
+
+    :param store_dir: the folder of the file, the system's for temporary files by default
+    :raises InvalidInput: where the disk has no room for all of it
+    """
+
+    def __init__(self, n_envs: int, n_frames: int, frame_size: int, store_dir: str | None = None) -> None:
+        self._store_dir = store_dir
+        super().__init__(n_envs, n_frames, frame_size)
+
+    def _allocate(self, shape: tuple[int, int]) -> np.ndarray:
+        n_bytes = shape[0] * shape[1]
+        where = self._store_dir or tempfile.gettempdir()
+        try:
+            with tempfile.TemporaryFile(dir=where) as file:
+                if hasattr(os, "posix_fallocate"):
+                    # Now: a mapped file that finds the disk full later kills the process
+                    os.posix_fallocate(file.fileno(), 0, n_bytes)
+                return np.memmap(file, np.uint8, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
+        except OSError as error:
+            raise InvalidInput(
+                f"The memory-mapped replay memory needs {n_bytes / 1e9:.2f} GB in {where!r}: {error.strerror}. "
+                f"A smaller buffer_size, or another store_dir, would fit."
+            ) from error
+
+
+class CompressedStore(FrameStore):
+    """Blocks of successive frames of one environment, each compressed as a whole: neighbouring frames share most of
+    their bytes. The newest block of each environment is still raw.
+    """
+
+    BLOCK = 16  # frames
+
+    def __init__(self, n_envs: int, n_frames: int, frame_size: int) -> None:
+        super().__init__(n_envs, n_frames, frame_size)
+        # One more than is asked for, since blocks are dropped as a whole, and the newest
+        self._n_blocks = -(-n_frames // self.BLOCK) + 2
+        self._blocks: list[bytes] = [b""] * (n_envs * self._n_blocks)
+        self._newest = np.zeros((n_envs, self.BLOCK, frame_size), np.uint8)
+        self._newest_number = 0
+
+    def write(self, time: int, frames: np.ndarray, envs: Any = slice(None)) -> None:
+        number, index = divmod(time, self.BLOCK)
+        if number != self._newest_number:
+            for env, block in enumerate(self._newest):
+                self._blocks[env * self._n_blocks + self._newest_number % self._n_blocks] = self._compress(block.data)
+            self._newest_number = number
+        self._newest[envs, index] = frames
+
+    def read(self, times: np.ndarray, envs: np.ndarray, out: np.ndarray) -> None:
+        envs = np.broadcast_to(envs, times.shape).reshape(-1)
+        times = times.reshape(-1)
+        numbers, indices = np.divmod(times, self.BLOCK)
+        # All frames of one block at once; that of the black frames comes first
+        places = np.where(times == BLANK, -1, envs * self._n_blocks + numbers % self._n_blocks)
+        order = np.argsort(places, kind="stable")
+        cuts = np.flatnonzero(np.diff(places[order])) + 1
+        for rows in np.split(order, cuts):
+            first = rows[0]
+            if times[first] == BLANK:
+                out[rows] = 0
+            elif numbers[first] == self._newest_number:
+                out[rows] = self._newest[envs[first], indices[rows]]
+            else:
+                block = np.frombuffer(self._decompress(self._blocks[places[first]]), np.uint8)
+                out[rows] = block.reshape(self.BLOCK, self.frame_size)[indices[rows]]
+
+    @staticmethod
+    def bytes_needed(n_envs: int, n_frames: int, frame_size: int) -> int:
+        """An upper bound for Atari's games, which take a fifteenth to a hundredth."""
+        return n_envs * n_frames * frame_size // 10
+
+
+class DeviceStore(FrameStore):
+    """One tensor on the device, where sampling happens, too.
+
+    :param device: of PyTorch, e.g. ``"cuda"``
+    """
+
+    def __init__(self, n_envs: int, n_frames: int, frame_size: int, device: th.device) -> None:
+        super().__init__(n_envs, n_frames, frame_size)
+        self.device = device
+        self._frames = self.zeros((n_envs * n_frames + 1, frame_size), np.uint8)  # the last one stays black
+        self._rings = self._frames[:-1].view(n_envs, n_frames, frame_size)
+        # Final frames stand in rows that are used again
+        self._finals = self.zeros((64, frame_size), np.uint8)
+        self._row_of_cell: dict[int, int] = {}
+        self._free_rows = list(range(64))
+        self._final_rows = self.zeros((n_envs * n_frames,), np.int64)  # of each cell
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> th.Tensor:
+        return th.from_numpy(np.empty(0, dtype)).new_zeros(shape, device=self.device)
+
+    def asarray(self, array: np.ndarray) -> th.Tensor:
+        return th.as_tensor(np.ascontiguousarray(array), device=self.device)
+
+    def put(self, array: th.Tensor, position: int, values: Any) -> None:
+        array[position] = th.as_tensor(np.asarray(values), dtype=array.dtype)
+
+    def where(self, condition: th.Tensor, value: int, otherwise: th.Tensor) -> th.Tensor:
+        return th.where(condition, value, otherwise)
+
+    def concatenate(self, arrays: list[th.Tensor]) -> th.Tensor:
+        return th.cat(arrays, dim=1)
+
+    def write(self, time: int, frames: np.ndarray, envs: Any = slice(None)) -> None:
+        self._rings[envs if isinstance(envs, slice) else self.asarray(envs), time % self.n_frames] = self.asarray(
+            frames
+        )
+
+    def read(self, times: th.Tensor, envs: th.Tensor, out: th.Tensor) -> None:
+        rows = th.where(times == BLANK, self.n_envs * self.n_frames, envs * self.n_frames + times % self.n_frames)
+        th.index_select(self._frames, 0, rows.view(-1), out=out)
+
+    def write_final(self, cell: int, frame: np.ndarray) -> None:
+        self.drop_final(cell)
+        if not self._free_rows:
+            self._free_rows = list(range(len(self._finals), 2 * len(self._finals)))
+            self._finals = th.cat([self._finals, th.zeros_like(self._finals)])
+        row = self._row_of_cell[cell] = self._free_rows.pop()
+        self._finals[row] = self.asarray(frame)
+        self._final_rows[cell] = row
+
+    def drop_final(self, cell: int) -> None:
+        if cell in self._row_of_cell:
+            self._free_rows.append(self._row_of_cell.pop(cell))
+
+    def read_finals(self, cells: th.Tensor, has_final: th.Tensor, out: th.Tensor) -> None:
+        # Everywhere, and kept where it is one: to look first would wait for the device
+        out.copy_(th.where(has_final[:, None], self._finals[self._final_rows[cells]], out))
+
+
+STORES: dict[str, type[FrameStore]] = {
+    "raw": RawStore,
+    "compressed": CompressedStore,
+    "memmap": MemmapStore,
+    "device": DeviceStore,
+}
