@@ -83,7 +83,8 @@ class DDQN(DQN):
         self._update_learning_rate(self.policy.optimizer)
 
         if isinstance(self.replay_buffer, FrameReplayBuffer):
-            self.replay_buffer.anneal(1 - self._current_progress_remaining)
+            # Progress passes 1 where training stops a little late
+            self.replay_buffer.anneal(min(1 - self._current_progress_remaining, 1.0))
         # Mean loss, Q-value, |TD error| and gradient norm of each update
         health: list[th.Tensor] = []
         for _ in range(gradient_steps):

@@ -197,7 +197,7 @@ class DeviceStore(FrameStore):
         return th.from_numpy(np.empty(0, dtype)).new_zeros(shape, device=self.device)
 
     def asarray(self, array: np.ndarray) -> th.Tensor:
-        return th.as_tensor(np.ascontiguousarray(array), device=self.device)
+        return th.as_tensor(np.require(array, requirements=["C", "W"]), device=self.device)
 
     def put(self, array: th.Tensor, position: int, values: Any) -> None:
         array[position] = th.as_tensor(np.asarray(values), dtype=array.dtype)

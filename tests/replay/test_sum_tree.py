@@ -1,0 +1,84 @@
+"""The sum tree against a naive twin, and its draws against the distribution they should have."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from dqn_ext.replay.sum_tree import SumTree
+
+
+class NaiveTree:
+    """The same with a plain array."""
+
+    def __init__(self, n_leaves):
+        self.weights = np.zeros(n_leaves)
+
+    def find(self, masses):
+        return np.searchsorted(np.cumsum(self.weights), masses, side="right")
+
+
+# Weights that add up without rounding: both trees must agree exactly, also on the borders
+exact_weights = st.integers(0, 2**20).map(lambda weight: weight / 1024)
+
+
+@given(st.data(), st.integers(1, 3000))
+def test_against_the_naive_twin(data, n_leaves):
+    tree, twin = SumTree(n_leaves), NaiveTree(n_leaves)
+    for _ in range(data.draw(st.integers(1, 4))):
+        leaves = np.array(data.draw(st.lists(st.integers(0, n_leaves - 1), min_size=1, max_size=40)))
+        weights = np.array(data.draw(st.lists(exact_weights, min_size=len(leaves), max_size=len(leaves))))
+        tree.set(leaves, weights)
+        twin.weights[leaves] = weights
+    assert tree.total == twin.weights.sum()
+    np.testing.assert_array_equal(tree.get(np.arange(n_leaves)), twin.weights)
+    if tree.total > 0:
+        borders = np.cumsum(twin.weights)[:-1]
+        fractions = np.array(data.draw(st.lists(st.integers(0, 1023), min_size=1, max_size=20))) / 1024
+        masses = np.concatenate([borders[borders < tree.total], fractions * tree.total])
+        np.testing.assert_array_equal(tree.find(masses), twin.find(masses))
+
+
+def test_never_finds_what_weighs_nothing():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        n_leaves = int(rng.integers(1, 5000))
+        weights = rng.random(n_leaves) ** 8 * (rng.random(n_leaves) < 0.1)
+        weights[rng.integers(n_leaves)] = 1e-9
+        tree = SumTree(n_leaves)
+        tree.set(np.arange(n_leaves), weights)
+        masses = np.concatenate([rng.random(500) * tree.total, [0.0, np.nextafter(tree.total, 0), tree.total]])
+        assert (weights[tree.find(masses)] > 0).all()
+
+
+def test_rounding_does_not_add_up():
+    rng = np.random.default_rng(0)
+    tree, weights = SumTree(2000), np.zeros(2000)
+    for _ in range(5000):
+        leaves = rng.integers(0, 2000, 32)
+        weights[leaves] = 10.0 ** rng.integers(-12, 12)
+        tree.set(leaves, weights[leaves])
+    assert tree.total == pytest.approx(weights.sum(), rel=1e-14)
+
+
+def test_draws_have_the_wanted_distribution():
+    np.random.seed(0)
+    rng = np.random.default_rng(1)
+    weights = rng.exponential(size=1500)
+    tree = SumTree(1500)
+    tree.set(np.arange(1500), weights)
+    drawn = np.concatenate([tree.sample(32) for _ in range(10_000)])
+    counts = np.bincount(drawn, minlength=1500)
+    wanted = weights / weights.sum() * len(drawn)
+    likely = wanted > 20
+    # Stratified draws scatter less than independent ones: only too large a distance is wrong
+    assert chisquare(counts[likely], wanted[likely] * counts[likely].sum() / wanted[likely].sum()).pvalue > 0.01
+    assert not (chisquare(counts[likely], np.full(likely.sum(), counts[likely].mean())).pvalue > 0.01), "can fail"
+
+
+def test_draws_are_stratified():
+    tree = SumTree(64)
+    tree.set(np.arange(64), 1.0)
+    for _ in range(20):
+        np.testing.assert_array_equal(np.sort(tree.sample(64)), np.arange(64))
