@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from dqn_ext.errors import InvalidInput
 from dqn_ext.replay import files
-from dqn_ext.replay.frame_stores import BLANK, STORES, DeviceStore, FrameStore
+from dqn_ext.replay.frame_stores import STORES, DeviceStore, FrameStore
 from dqn_ext.replay.stacks import StackLayout
 from dqn_ext.replay.sum_tree import SumTree
 
@@ -122,16 +122,28 @@ class FrameReplayBuffer(ReplayBuffer):
         self._warn_of_memory(STORES[self.store].bytes_needed(self.n_envs, n_frames, self._frame_size))
         self._frames = self._make_store(n_frames)
 
-        shape, zeros = (self.buffer_size, self.n_envs), self._frames.zeros
-        self.actions = zeros((*shape, self.action_dim), self._maybe_cast_dtype(self.action_space.dtype))
-        self.rewards = zeros(shape, np.float32)
-        self.dones = zeros(shape, np.bool_)
-        self.timeouts = zeros(shape, np.bool_)
-        # How many of the frames before the newest are real; the others are black
-        self._n_history = zeros(shape, np.uint8)
-        # Whether the next observation's newest frame is a final frame of the store's
-        self._has_final = zeros(shape, np.bool_)
-        self._cells_with_final: list[set[int]] = [set() for _ in range(self.buffer_size)]
+        self._transitions = self._frames.table(
+            self.buffer_size * self.n_envs,
+            {
+                "actions": (self._maybe_cast_dtype(self.action_space.dtype), (self.action_dim,)),
+                "rewards": (np.float32, ()),
+                "dones": (np.bool_, ()),
+                "timeouts": (np.bool_, ()),
+                # How many of the frames before the observation's newest are real; the others are black
+                "n_history": (np.uint8, ()),
+                # Whether the next observation's newest frame is a final frame of the store's
+                "has_final": (np.bool_, ()),
+            },
+        )
+        # The same by position and environment
+        shape = (self.buffer_size, self.n_envs)
+        self.actions = self._transitions["actions"].reshape(*shape, self.action_dim)
+        self.rewards = self._transitions["rewards"].reshape(shape)
+        self.dones = self._transitions["dones"].reshape(shape)
+        self.timeouts = self._transitions["timeouts"].reshape(shape)
+        self._n_history = self._transitions["n_history"].reshape(shape)
+        self._has_final = self._transitions["has_final"].reshape(shape)
+        self._cells_with_final: dict[int, set[int]] = {}  # of each position that has any
 
         # The time of the newest transition: its observation's newest frame has this number. Room for a first history
         self._time = self.n_stack - 2
@@ -145,6 +157,7 @@ class FrameReplayBuffer(ReplayBuffer):
         if self.priority_exponent > 0:
             self._priorities = SumTree(self.buffer_size * self.n_envs)
             self._max_priority = 1.0
+        self._on_host = self.device.type == "cpu"
         self._batches: list[np.ndarray] = []
         self._window = self._frames.asarray(np.arange(1 - self.n_stack, 2))
         self._steps = self._frames.asarray(np.arange(self.n_steps))
@@ -209,10 +222,8 @@ class FrameReplayBuffer(ReplayBuffer):
             broken = starts & ~self._last_dones
             if broken.any():
                 self._keep_finals((position - 1) % self.buffer_size, broken, self._last_next_stacks)
-        if self._cells_with_final[position]:
-            for cell in self._cells_with_final[position]:
-                self._frames.drop_final(cell)
-            self._cells_with_final[position].clear()
+        for cell in self._cells_with_final.pop(position, ()):
+            self._frames.drop_final(cell)
 
         self._time += 1
         if self._is_empty:
@@ -275,7 +286,7 @@ class FrameReplayBuffer(ReplayBuffer):
         for env in np.flatnonzero(envs).tolist():
             cell = position * self.n_envs + env
             self._frames.write_final(cell, frames[env])
-            self._cells_with_final[position].add(cell)
+            self._cells_with_final.setdefault(position, set()).add(cell)
             self._has_final[position, env] = True
 
     # ------------------------------------------------------------------ sampling
@@ -300,80 +311,84 @@ class FrameReplayBuffer(ReplayBuffer):
         return PrioritizedReplayBufferSamples(*samples, weights=self._to_device(weights_column), indices=indices)
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        env_indices = np.random.randint(0, high=self.n_envs, size=(len(batch_inds),))
+        # As SB3 draws; of one environment numpy would draw nothing
+        size = len(batch_inds)
+        env_indices = np.random.randint(0, self.n_envs, size) if self.n_envs > 1 else np.zeros(size, np.int64)
         return self._gather(batch_inds, env_indices, env)
 
     def _gather(self, batch_inds: Any, envs: Any, env: VecNormalize | None) -> ReplayBufferSamples:
         """The transitions at these positions, of these environments, both (B,)."""
         # Where the store is on a device all of this runs there: numpy's and torch's operations go by the same names
         batch_inds, envs = self._frames.asarray(batch_inds), self._frames.asarray(envs)
+        cells = batch_inds * self.n_envs + envs
         newest = (self.pos - 1) % self.buffer_size
         times = self._time - (newest - batch_inds) % self.buffer_size  # of the observations' newest frames
-        n_history = self._n_history[batch_inds, envs]
+        first = last = self._frames.lookup(self._transitions, cells)
 
-        discounts = None
+        last_cells, discounts = cells, None
         if self.n_steps == 1:
-            last = batch_inds
-            rewards = self._normalized(self.rewards[batch_inds, envs], env)
+            rewards = self._normalized(first["rewards"], env)
             # One window of frames holds both stacks
-            frame_times = self._frame_times(times, n_history, self._window)
+            frame_times, is_black = self._frame_times(times, first["n_history"], self._window)
         else:
-            window = (batch_inds[:, None] + self._steps) % self.buffer_size, envs[:, None]
-            stops = (self._has_final[window] | self.timeouts[window] | (window[0] == newest)) * 1
+            steps = (batch_inds[:, None] + self._steps) % self.buffer_size
+            window = self._frames.lookup(self._transitions, steps * self.n_envs + envs[:, None])
+            stops = (window["has_final"] | window["timeouts"] | (steps == newest)) * 1
             taken = stops.cumsum(axis=1) - stops == 0  # up to the first stop, and with it
             n_taken = taken.sum(axis=1)
-            last = (batch_inds + n_taken - 1) % self.buffer_size
-            rewards = (self._normalized(self.rewards[window], env) * self._discounts[:-1] * taken).sum(axis=1)
+            rewards = (self._normalized(window["rewards"], env) * self._discounts[:-1] * taken).sum(axis=1)
             discounts = self._discounts[n_taken][:, None]
-            next_n_history = self._n_history[last, envs] + 1
-            frame_times = self._frames.concatenate(
-                [
-                    self._frame_times(times, n_history, self._window[:-1]),
-                    self._frame_times(times + n_taken, next_n_history, self._window[:-1]),
-                ]
+            last_cells = (batch_inds + n_taken - 1) % self.buffer_size * self.n_envs + envs
+            last = self._frames.lookup(self._transitions, last_cells)
+            stacks = (
+                self._frame_times(times, first["n_history"], self._window[:-1]),
+                self._frame_times(times + n_taken, last["n_history"] + 1, self._window[:-1]),
             )
+            frame_times, is_black = (self._frames.concatenate(pair) for pair in zip(*stacks, strict=True))
 
-        batch = self._batch_memory(len(batch_inds), frame_times.shape[1])
-        self._frames.read(frame_times, envs[:, None], batch.reshape(-1, self._frame_size))
-        self._frames.read_finals(last * self.n_envs + envs, self._has_final[last, envs], batch[:, -1])
+        batch = self._batch_memory(len(cells), frame_times.shape[1])
+        self._frames.read(frame_times, is_black, envs[:, None], batch.reshape(-1, self._frame_size))
+        self._frames.read_finals(last_cells, last["has_final"], batch[:, -1])
         observations, next_observations = self._observations(batch, env)
+        terminals = (last["dones"] > last["timeouts"]) * np.float32(1)  # done, and no timeout
         return ReplayBufferSamples(
             observations,
-            self._to_device(self.actions[batch_inds, envs]),
+            self._to_device(first["actions"]),
             next_observations,
-            self._to_device((self.dones[last, envs] & ~self.timeouts[last, envs])[:, None] * np.float32(1)),
+            self._to_device(terminals[:, None]),
             self._to_device(rewards[:, None]),
             None if discounts is None else self._to_device(discounts),
         )
 
-    def _frame_times(self, times: Any, n_history: Any, offsets: Any) -> Any:
-        """The frames of stacks that end at ``times``, (B, len(offsets)); those before the episode's start are black."""
-        return self._frames.where(offsets + n_history[:, None] < 0, BLANK, times[:, None] + offsets)
+    def _frame_times(self, times: Any, n_history: Any, offsets: Any) -> tuple[Any, Any]:
+        """The times of the frames of stacks that end at ``times``, and which of them are black, since they would stand
+        before the episode's start; both (B, len(offsets)).
+        """
+        return times[:, None] + offsets, n_history[:, None] < -offsets
 
     def _batch_memory(self, batch_size: int, n_frames: int) -> Any:
         shape = (batch_size, n_frames, self._frame_size)
         if isinstance(self._frames, DeviceStore):
             return th.empty(shape, dtype=th.uint8, device=self.device)  # torch has memory at hand
         # A fresh array would cost more, in page faults, than to fill it
-        self._batches = [batch for batch in self._batches if batch.shape == shape][:4]
         for batch in self._batches:
-            if sys.getrefcount(batch) == _UNUSED:
+            if batch.shape == shape and sys.getrefcount(batch) == _UNUSED:
                 return batch
-        self._batches.append(np.empty(shape, np.uint8))
+        self._batches = [*self._batches[-3:], np.empty(shape, np.uint8)]
         return self._batches[-1]
 
     def _observations(self, batch: Any, env: VecNormalize | None) -> tuple[th.Tensor, th.Tensor]:
         channels, *image_size = self._frame_shape
         images = batch.reshape(len(batch), -1, *image_size)  # (B, frames of both stacks * channels, H, W)
-        images = th.as_tensor(images, device=self.device)
+        if not self._on_host:
+            images = self._to_device(images)  # before it is taken apart: the stacks share frames
         n_channels = self.n_stack * channels
         both = images[:, :n_channels], images[:, -n_channels:]
         if not self._channels_first:
-            both = both[0].permute(0, 2, 3, 1), both[1].permute(0, 2, 3, 1)
+            both = both[0].swapaxes(1, 2).swapaxes(2, 3), both[1].swapaxes(1, 2).swapaxes(2, 3)
         if env is not None and env.norm_obs:
-            normalized = (env.normalize_obs(obs.cpu().numpy()) for obs in both)
-            both = tuple(th.as_tensor(obs, device=self.device) for obs in normalized)  # type: ignore[assignment]
-        return both
+            both = env.normalize_obs(self._host(both[0])), env.normalize_obs(self._host(both[1]))
+        return self._to_device(both[0]), self._to_device(both[1])
 
     def _normalized(self, rewards: Any, env: VecNormalize | None) -> Any:
         """Cf. :meth:`VecNormalize.normalize_reward`."""
@@ -383,7 +398,8 @@ class FrameReplayBuffer(ReplayBuffer):
         return (rewards * scale).clip(-env.clip_reward, env.clip_reward)
 
     def _to_device(self, array: Any) -> th.Tensor:
-        return th.as_tensor(array, device=self.device)
+        tensor = array if isinstance(array, th.Tensor) else th.from_numpy(array)
+        return tensor if self._on_host else tensor.to(self.device)
 
     # ------------------------------------------------------------------ priorities
 
@@ -447,7 +463,8 @@ class FrameReplayBuffer(ReplayBuffer):
             block = self._frames.zeros((self.n_envs * len(times), self._frame_size), np.uint8)
             envs = np.arange(self.n_envs)[:, None]
             times = np.broadcast_to(times, (self.n_envs, len(times)))
-            self._frames.read(self._frames.asarray(times), self._frames.asarray(envs), block)
+            is_black = self._frames.asarray(np.zeros(times.shape, np.bool_))
+            self._frames.read(self._frames.asarray(times), is_black, self._frames.asarray(envs), block)
             yield f"frames/{first}", self._host(block)
 
     def _blocks_of_times(self, size: int) -> Iterator[tuple[int, int]]:
@@ -503,7 +520,7 @@ class FrameReplayBuffer(ReplayBuffer):
         for step, env, frame in zip(*np.nonzero(arrays["_has_final"]), finals, strict=True):
             cell = int(positions[step] * n_envs + env)
             self._frames.write_final(cell, frame)
-            self._cells_with_final[positions[step]].add(cell)
+            self._cells_with_final.setdefault(int(positions[step]), set()).add(cell)
         for first, last in self._blocks_of_times(size):
             block = reader.frames(f"frames/{first}", (n_envs, last - first, self._frame_size))
             for time in range(first, last):
@@ -527,9 +544,9 @@ class FrameReplayBuffer(ReplayBuffer):
         """The newest transitions' next stacks, (n_envs, n_stack, frame_size), final frames left out."""
         newest, envs = (self.pos - 1) % self.buffer_size, self._frames.asarray(np.arange(self.n_envs))
         times = self._frames.asarray(np.full(self.n_envs, self._time + 1))
-        frame_times = self._frame_times(times, self._n_history[newest, envs] + 1, self._window[:-1])
+        frame_times, is_black = self._frame_times(times, self._n_history[newest, envs] + 1, self._window[:-1])
         frames = self._frames.zeros((self.n_envs * self.n_stack, self._frame_size), np.uint8)
-        self._frames.read(frame_times, envs[:, None], frames)
+        self._frames.read(frame_times, is_black, envs[:, None], frames)
         return frames.reshape(self.n_envs, self.n_stack, self._frame_size)
 
     def _host(self, array: Any) -> np.ndarray:

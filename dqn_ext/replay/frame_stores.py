@@ -10,8 +10,6 @@ import zstandard
 
 from dqn_ext.errors import InvalidInput
 
-BLANK = -1  # the time of a black frame, which pads a stack
-
 
 class FrameStore:
     """Keeps the newest ``n_frames`` frames of each of ``n_envs`` environments, numbered by their time.
@@ -42,13 +40,17 @@ class FrameStore:
         """``array[position] = values``, which are on the host."""
         array[position] = values
 
-    def where(self, condition: Any, value: int, otherwise: Any) -> Any:
-        """Cf. ``np.where``."""
-        return np.where(condition, value, otherwise)
-
-    def concatenate(self, arrays: list[Any]) -> Any:
+    def concatenate(self, arrays: Any) -> Any:
         """Join arrays along their second axis."""
         return np.concatenate(arrays, axis=1)
+
+    def table(self, n_rows: int, columns: dict[str, tuple[Any, tuple[int, ...]]]) -> Any:
+        """Columns of the given type and shape, by name. A row lies in one place, for :meth:`lookup`."""
+        return np.zeros(n_rows, np.dtype([(name, *column) for name, column in columns.items()], align=True))
+
+    def lookup(self, table: Any, rows: Any) -> Any:
+        """The columns of some rows."""
+        return table[rows]
 
     def write(self, time: int, frames: np.ndarray, envs: Any = slice(None)) -> None:
         """Keep the ``frames``, (n_envs, frame_size), of some environments at ``time``, which may be written again
@@ -56,10 +58,9 @@ class FrameStore:
         """
         raise NotImplementedError
 
-    def read(self, times: Any, envs: Any, out: Any) -> None:
-        """Copy the frames at ``times``, (B, n), of ``envs``, (B, 1), to ``out``, (B * n, frame_size).
-
-        Black ones, where the time is :data:`BLANK`.
+    def read(self, times: Any, is_black: Any, envs: Any, out: Any) -> None:
+        """Copy the frames at ``times``, (B, n), of ``envs``, (B, 1), to ``out``, (B * n, frame_size); black ones
+        instead where ``is_black``, (B, n), says so.
         """
         raise NotImplementedError
 
@@ -73,7 +74,7 @@ class FrameStore:
 
     def read_finals(self, cells: Any, has_final: Any, out: Any) -> None:
         """Replace those rows of ``out``, (n, frame_size), whose cell has a final frame."""
-        for row in np.flatnonzero(has_final):
+        for row in has_final.nonzero()[0]:
             out[row] = np.frombuffer(self._decompress(self._final_frames[int(cells[row])]), np.uint8)
 
     @staticmethod
@@ -96,10 +97,11 @@ class RawStore(FrameStore):
     def write(self, time: int, frames: np.ndarray, envs: Any = slice(None)) -> None:
         self._rings[envs, time % self.n_frames] = frames
 
-    def read(self, times: np.ndarray, envs: np.ndarray, out: np.ndarray) -> None:
-        rows = np.where(times == BLANK, self.n_envs * self.n_frames, envs * self.n_frames + times % self.n_frames)
-        # "clip" because "raise" would go through a second buffer
-        np.take(self._frames, rows.reshape(-1), axis=0, out=out, mode="clip")
+    def read(self, times: np.ndarray, is_black: np.ndarray, envs: np.ndarray, out: np.ndarray) -> None:
+        rows = envs * self.n_frames + times % self.n_frames
+        rows[is_black] = self.n_envs * self.n_frames
+        # As np.take, but on several cores
+        th.index_select(th.from_numpy(self._frames), 0, th.from_numpy(rows.reshape(-1)), out=th.from_numpy(out))
 
 
 class MemmapStore(RawStore):
@@ -134,7 +136,8 @@ class CompressedStore(FrameStore):
     their bytes. The newest block of each environment is still raw.
     """
 
-    BLOCK = 16  # frames
+    # 16 frames at zstd's level 1 would halve the memory, and sampling would take half as long again
+    BLOCK, LEVEL = 8, -3
 
     def __init__(self, n_envs: int, n_frames: int, frame_size: int) -> None:
         super().__init__(n_envs, n_frames, frame_size)
@@ -143,32 +146,43 @@ class CompressedStore(FrameStore):
         self._blocks: list[bytes] = [b""] * (n_envs * self._n_blocks)
         self._newest = np.zeros((n_envs, self.BLOCK, frame_size), np.uint8)
         self._newest_number = 0
+        self._compress_block = zstandard.ZstdCompressor(level=self.LEVEL).compress
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._unpacked = np.empty((0, self.BLOCK, frame_size), np.uint8)
 
     def write(self, time: int, frames: np.ndarray, envs: Any = slice(None)) -> None:
         number, index = divmod(time, self.BLOCK)
         if number != self._newest_number:
             for env, block in enumerate(self._newest):
-                self._blocks[env * self._n_blocks + self._newest_number % self._n_blocks] = self._compress(block.data)
+                place = env * self._n_blocks + self._newest_number % self._n_blocks
+                # A copy: what the compressor returns was allocated for the worst case, and leaves a hole of that size
+                self._blocks[place] = bytes(memoryview(self._compress_block(block.data)))
             self._newest_number = number
         self._newest[envs, index] = frames
 
-    def read(self, times: np.ndarray, envs: np.ndarray, out: np.ndarray) -> None:
-        envs = np.broadcast_to(envs, times.shape).reshape(-1)
-        times = times.reshape(-1)
+    def read(self, times: np.ndarray, is_black: np.ndarray, envs: np.ndarray, out: np.ndarray) -> None:
+        envs = envs.reshape(-1).repeat(times.shape[1])
+        times, is_black = times.reshape(-1), is_black.reshape(-1)
+        for first in range(0, len(times), 256):  # bounds the memory of the unpacked blocks
+            part = slice(first, first + 256)
+            self._read(times[part], envs[part], out[part])
+        out[is_black] = 0
+
+    def _read(self, times: np.ndarray, envs: np.ndarray, out: np.ndarray) -> None:
         numbers, indices = np.divmod(times, self.BLOCK)
-        # All frames of one block at once; that of the black frames comes first
-        places = np.where(times == BLANK, -1, envs * self._n_blocks + numbers % self._n_blocks)
-        order = np.argsort(places, kind="stable")
-        cuts = np.flatnonzero(np.diff(places[order])) + 1
-        for rows in np.split(order, cuts):
-            first = rows[0]
-            if times[first] == BLANK:
-                out[rows] = 0
-            elif numbers[first] == self._newest_number:
-                out[rows] = self._newest[envs[first], indices[rows]]
+        # Each block once
+        places, block_of_row = np.unique(envs * self._n_blocks + numbers % self._n_blocks, return_inverse=True)
+        if len(places) > len(self._unpacked):
+            self._unpacked = np.empty((len(places), self.BLOCK, self.frame_size), np.uint8)
+        for block, place in zip(self._unpacked, places.tolist(), strict=False):
+            env, number = divmod(place, self._n_blocks)
+            if number == self._newest_number % self._n_blocks:
+                block[:] = self._newest[env]
             else:
-                block = np.frombuffer(self._decompress(self._blocks[places[first]]), np.uint8)
-                out[rows] = block.reshape(self.BLOCK, self.frame_size)[indices[rows]]
+                self._decompressor.stream_reader(self._blocks[place]).readinto(block)
+        rows, frames = block_of_row * self.BLOCK + indices, self._unpacked.reshape(-1, self.frame_size)
+        # On this core, whose cache holds them; "clip" because "raise" would go through a second buffer
+        np.take(frames, rows, axis=0, out=out, mode="clip")
 
     @staticmethod
     def bytes_needed(n_envs: int, n_frames: int, frame_size: int) -> int:
@@ -202,19 +216,23 @@ class DeviceStore(FrameStore):
     def put(self, array: th.Tensor, position: int, values: Any) -> None:
         array[position] = th.as_tensor(np.asarray(values), dtype=array.dtype)
 
-    def where(self, condition: th.Tensor, value: int, otherwise: th.Tensor) -> th.Tensor:
-        return th.where(condition, value, otherwise)
-
-    def concatenate(self, arrays: list[th.Tensor]) -> th.Tensor:
+    def concatenate(self, arrays: Any) -> th.Tensor:
         return th.cat(arrays, dim=1)
+
+    def table(self, n_rows: int, columns: dict[str, tuple[Any, tuple[int, ...]]]) -> dict[str, th.Tensor]:
+        return {name: self.zeros((n_rows, *shape), dtype) for name, (dtype, shape) in columns.items()}
+
+    def lookup(self, table: dict[str, th.Tensor], rows: th.Tensor) -> dict[str, th.Tensor]:
+        return {name: column[rows] for name, column in table.items()}
 
     def write(self, time: int, frames: np.ndarray, envs: Any = slice(None)) -> None:
         self._rings[envs if isinstance(envs, slice) else self.asarray(envs), time % self.n_frames] = self.asarray(
             frames
         )
 
-    def read(self, times: th.Tensor, envs: th.Tensor, out: th.Tensor) -> None:
-        rows = th.where(times == BLANK, self.n_envs * self.n_frames, envs * self.n_frames + times % self.n_frames)
+    def read(self, times: th.Tensor, is_black: th.Tensor, envs: th.Tensor, out: th.Tensor) -> None:
+        rows = envs * self.n_frames + times % self.n_frames
+        rows.masked_fill_(is_black, self.n_envs * self.n_frames)
         th.index_select(self._frames, 0, rows.view(-1), out=out)
 
     def write_final(self, cell: int, frame: np.ndarray) -> None:

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-_FANOUT = 32  # wide and flat: a handful of vectorized steps from the root to a leaf
+# Wide and flat: a few vectorized steps from the root's children to a leaf
+_FANOUT = 64
+_ROOT_FANOUT = 4096
 
 
 class SumTree:
@@ -15,15 +17,13 @@ class SumTree:
 
     def __init__(self, n_leaves: int) -> None:
         self.n_leaves = n_leaves
-        # From the leaves to the root, padded to whole families
+        # From the leaves to the root's children; each level below those in families, (n_families, _FANOUT)
         self._levels: list[np.ndarray] = []
         n_nodes = n_leaves
-        while True:
-            n_families = -(-n_nodes // _FANOUT)
-            self._levels.append(np.zeros((n_families, _FANOUT)))
-            if n_families == 1:
-                break
-            n_nodes = n_families
+        while n_nodes > _ROOT_FANOUT:
+            n_nodes = -(-n_nodes // _FANOUT)
+            self._levels.append(np.zeros((n_nodes, _FANOUT)))
+        self._levels.append(np.zeros(n_nodes))
 
     @property
     def total(self) -> float:
@@ -44,20 +44,24 @@ class SumTree:
 
     def find(self, masses: np.ndarray) -> np.ndarray:
         """The leaf at which the running sum of the weights first exceeds each of the ``masses``, in [0, total)."""
-        families = np.zeros(len(masses), np.int64)
-        masses = masses.copy()
+        root = self._levels[-1]
+        sums = root.cumsum()
+        # Where rounding leads past the last weight, take that
+        last = len(root) - 1 - (root[::-1] > 0).argmax()
+        nodes = np.minimum(sums.searchsorted(masses, side="right"), last)
+        masses = masses - np.where(nodes > 0, sums[nodes - 1], 0.0)
+
         rows = np.arange(len(masses))
-        for level in reversed(self._levels):
-            weights = level[families]
+        for level in reversed(self._levels[:-1]):
+            weights = level[nodes]
             sums = weights.cumsum(axis=1)
             children = (sums <= masses[:, None]).sum(axis=1)
-            # Where rounding leads past the last weight, take that
-            past = sums[:, -1] <= masses
+            past = children == _FANOUT
             if past.any():
                 children[past] = _FANOUT - 1 - (weights[past, ::-1] > 0).argmax(axis=1)
             masses -= np.where(children > 0, sums[rows, children - 1], 0.0)
-            families = families * _FANOUT + children
-        return families
+            nodes = nodes * _FANOUT + children
+        return nodes
 
     def sample(self, n: int) -> np.ndarray:
         """Draw ``n`` leaves, one from each of ``n`` equal parts of the total (stratified), with numpy's generator."""

@@ -19,7 +19,7 @@ def check_invariants(buffer: FrameReplayBuffer) -> None:
     cells = {
         int(p * n_envs + e) for p, e in zip(order[np.nonzero(has_final)[0]], np.nonzero(has_final)[1], strict=True)
     }
-    assert cells == set().union(*buffer._cells_with_final), "final frames are kept for the cells that have one"
+    assert cells == set().union(*buffer._cells_with_final.values()), "final frames are kept for the cells that have one"
     store = buffer._frames
     kept = set(getattr(store, "_row_of_cell", store._final_frames))
     assert kept == cells, "the store keeps no final frame that nobody has"

@@ -1,0 +1,398 @@
+"""Replay memories side by side, on real frames: memory, adding, sampling, saving.
+
+    python scripts/bench_replay.py --game SpaceInvaders --capacity 100000
+
+Every memory stands in a process of its own, filled beyond its capacity. Two at a time, it and SB3's, are measured in
+turn, so that a noisy machine disturbs both; the ratio is the median over the rounds. Peers that are not installed are
+left out: pip install cpprb torchrl tianshou dopamine-rl sb3-extra-buffers[zstd]
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+N_STACK = 4
+Transition = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]
+
+
+# ---------------------------------------------------------------------- real frames
+
+
+def record(game: str, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of play that looks trained (paddles follow the ball), and which of them start an episode."""
+    import ale_py
+    import gymnasium as gym
+    from stable_baselines3.common.atari_wrappers import AtariWrapper
+
+    gym.register_envs(ale_py)
+    env = AtariWrapper(gym.make(f"{game}NoFrameskip-v4"))
+    rng = np.random.default_rng(0)
+
+    def act(ram: np.ndarray, last_action: int) -> int:
+        if game == "Pong":
+            return 2 if ram[54] < int(ram[51]) + 6 else 3
+        if game == "Breakout":
+            if ram[101] == 0 and rng.random() < 0.3:
+                return 1
+            distance = int(ram[99]) - int(ram[72]) - 8
+            return 0 if abs(distance) < 3 else (2 if distance > 0 else 3)
+        return last_action if rng.random() < 0.85 else int(rng.integers(env.action_space.n))  # type: ignore[attr-defined]
+
+    frames: list[np.ndarray] = []
+    starts: list[bool] = []
+    action = 1
+    obs, _ = env.reset(seed=0)
+    starts.append(True)
+    while len(frames) < n_frames:
+        frames.append(obs[..., 0].copy())
+        action = act(env.unwrapped.ale.getRAM(), action)  # type: ignore[attr-defined]
+        obs, _, terminated, truncated, _ = env.step(action)
+        starts.append(False)
+        if terminated or truncated:
+            frames.append(obs[..., 0].copy())
+            obs, _ = env.reset()
+            starts.append(True)
+    return np.array(frames), np.array(starts[: len(frames)])
+
+
+def transitions(frames: np.ndarray, starts: np.ndarray, n_envs: int) -> Iterator[Transition]:
+    """The recording over and over, each environment from another place, as VecTransposeImage hands it on."""
+    rng = np.random.default_rng(0)
+    place = np.linspace(0, len(frames), n_envs, endpoint=False).astype(int)
+    stacks = np.zeros((n_envs, 84, 84, N_STACK), np.uint8)
+    stacks[..., -1] = frames[place]
+    while True:
+        next_stacks = np.roll(stacks, -1, axis=-1)
+        place = (place + 1) % len(frames)
+        next_stacks[..., -1] = frames[place]
+        dones = starts[(place + 1) % len(frames)]
+        next_obs = next_stacks.copy()
+        for env in np.flatnonzero(dones):
+            place[env] = (place[env] + 1) % len(frames)
+            next_stacks[env] = 0
+            next_stacks[env, ..., -1] = frames[place[env]]
+        infos: list[dict[str, Any]] = [{} for _ in range(n_envs)]
+        actions, rewards = rng.integers(0, 6, n_envs), rng.integers(-1, 2, n_envs).astype(np.float32)
+        yield stacks.transpose(0, 3, 1, 2), next_obs.transpose(0, 3, 1, 2), actions, rewards, dones, infos
+        stacks = next_stacks
+
+
+# ---------------------------------------------------------------------- contenders
+
+Memory = tuple[Callable[..., Any], Callable[[int], Any]]  # add a transition of every environment, sample a batch
+
+
+def spaces() -> tuple[Any, Any]:
+    from gymnasium import spaces
+
+    return spaces.Box(0, 255, (N_STACK, 84, 84), np.uint8), spaces.Discrete(6)
+
+
+def sb3(capacity: int, n_envs: int, **kwargs: Any) -> Any:
+    from stable_baselines3.common.buffers import ReplayBuffer
+
+    return ReplayBuffer(capacity, *spaces(), "cpu", n_envs, **kwargs)
+
+
+def ours(capacity: int, n_envs: int, **kwargs: Any) -> Any:
+    from dqn_ext import FrameReplayBuffer
+
+    return FrameReplayBuffer(capacity, *spaces(), "cpu", n_envs, **kwargs)
+
+
+def extra_buffers(capacity: int, n_envs: int) -> Any:
+    from sb3_extra_buffers.compressed import CompressedReplayBuffer
+
+    return CompressedReplayBuffer(capacity, *spaces(), "cpu", n_envs, compression_method="zstd1")
+
+
+class Cpprb:
+    """cpprb with both its memory options."""
+
+    def __init__(self, capacity: int, n_envs: int) -> None:
+        from cpprb import ReplayBuffer
+
+        assert n_envs == 1, "stacks of one environment only"
+        image = {"shape": (84, 84, N_STACK), "dtype": np.uint8}
+        scalars = {"act": {"dtype": np.int64}, "rew": {}, "done": {}}
+        self.buffer = ReplayBuffer(capacity, {"obs": image, **scalars}, next_of="obs", stack_compress="obs")
+
+    def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: Any) -> None:
+        obs, next_obs = obs[0].transpose(1, 2, 0), next_obs[0].transpose(1, 2, 0)
+        self.buffer.add(obs=obs, next_obs=next_obs, act=action, rew=reward, done=done)
+        if done[0]:
+            self.buffer.on_episode_end()
+
+    def sample(self, batch_size: int) -> Any:
+        import torch
+
+        return {name: torch.as_tensor(array) for name, array in self.buffer.sample(batch_size).items()}
+
+
+class Tianshou:
+    """tianshou's buffer that keeps the newest frame only."""
+
+    def __init__(self, capacity: int, n_envs: int) -> None:
+        from tianshou.data import VectorReplayBuffer
+
+        self.buffer = VectorReplayBuffer(
+            capacity, n_envs, stack_num=N_STACK, ignore_obs_next=True, save_only_last_obs=True
+        )
+
+    def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: Any) -> None:
+        from tianshou.data import Batch
+
+        self.buffer.add(
+            Batch(
+                obs=obs, obs_next=next_obs, act=action, rew=reward, terminated=done, truncated=done & False, info=infos
+            )
+        )
+
+    def sample(self, batch_size: int) -> Any:
+        import torch
+
+        batch, _ = self.buffer.sample(batch_size)
+        return [torch.as_tensor(batch[name]) for name in ("obs", "obs_next", "act", "rew", "terminated")]
+
+
+class Torchrl:
+    """torchrl's tensor storage."""
+
+    def __init__(self, capacity: int, n_envs: int) -> None:
+        from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+
+        self.buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity))
+
+    def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: Any) -> None:
+        import torch
+        from tensordict import TensorDict
+
+        names = {"obs": obs, "next_obs": next_obs, "action": action, "reward": reward, "done": done}
+        tensors = {name: torch.as_tensor(np.ascontiguousarray(array)) for name, array in names.items()}
+        self.buffer.extend(TensorDict(tensors, batch_size=[len(obs)]))
+
+    def sample(self, batch_size: int) -> Any:
+        return self.buffer.sample(batch_size)
+
+
+class Dopamine:
+    """Dopamine's buffer, which compresses by default."""
+
+    def __init__(self, capacity: int, n_envs: int) -> None:
+        from dopamine.jax.replay_memory import accumulator, replay_buffer, samplers
+
+        assert n_envs == 1, "one environment only"
+        self.buffer = replay_buffer.ReplayBuffer(
+            accumulator.TransitionAccumulator(N_STACK, 1, 0.99),
+            samplers.UniformSamplingDistribution(seed=0),
+            batch_size=32,
+            max_capacity=capacity,
+        )
+
+    def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: Any) -> None:
+        from dopamine.jax.replay_memory import elements
+
+        frame = np.ascontiguousarray(obs[0, -1])
+        self.buffer.add(
+            elements.TransitionElement(frame, int(action[0]), float(reward[0]), bool(done[0]), bool(done[0]))
+        )
+
+    def sample(self, batch_size: int) -> Any:
+        return self.buffer.sample(batch_size)
+
+
+CONTENDERS: dict[str, Callable[[int, int], Any]] = {
+    "sb3": sb3,
+    "sb3 optimized": lambda c, n: sb3(c, n, optimize_memory_usage=True, handle_timeout_termination=False),
+    "raw": ours,
+    "compressed": lambda c, n: ours(c, n, store="compressed"),
+    "memmap": lambda c, n: ours(c, n, store="memmap"),
+    "prioritized": lambda c, n: ours(c, n, priority_exponent=0.6),
+    "compressed prioritized": lambda c, n: ours(c, n, store="compressed", priority_exponent=0.6),
+    "cpprb": Cpprb,
+    "tianshou": Tianshou,
+    "torchrl": Torchrl,
+    "dopamine": Dopamine,
+    "sb3-extra-buffers": extra_buffers,
+}
+OURS = ("raw", "compressed", "memmap", "prioritized", "compressed prioritized")
+
+
+# ---------------------------------------------------------------------- measuring
+
+
+_ANSWER = "answer: "
+
+
+def answer(value: Any) -> None:
+    print(_ANSWER + json.dumps(value), flush=True)
+
+
+def work(name: str, recording: str, capacity: int, n_envs: int) -> None:
+    """The process of one contender: build and fill it, then time what is asked for, line by line."""
+    with np.load(recording) as arrays:
+        stream = transitions(arrays["frames"], arrays["starts"], n_envs)
+    next(stream)
+    process = psutil.Process()
+
+    memory: Any = None
+    if name == "copy":  # the floor: the bytes of both stacks, from somewhere in as many frames as the others keep
+        source = np.random.default_rng(0).integers(0, 256, (capacity, 84 * 84), np.uint8)
+        copies = {size: np.empty((size * 2 * N_STACK, 84 * 84), np.uint8) for size in (32, 256)}
+
+        def sample(size: int) -> Any:
+            first = int(np.random.randint(capacity - len(copies[size])))
+            np.copyto(copies[size], source[first : first + len(copies[size])])
+
+        n_bytes = 0.0
+    else:
+        CONTENDERS[name](N_STACK * n_envs, n_envs)  # imports count for nothing
+        before = process.memory_info().rss
+        memory = CONTENDERS[name](capacity, n_envs)
+        for _ in range(capacity // n_envs + 100):
+            memory.add(*next(stream))
+        n_bytes = (process.memory_info().rss - before) / capacity
+        sample = memory.sample
+    answer({"bytes": n_bytes})
+
+    prioritized = "prioritized" in name
+    rng = np.random.default_rng(0)
+    for line in sys.stdin:
+        operation, size = line.split()
+        seconds: list[float] = []
+        if operation == "add" and memory is not None:
+            for transition in [next(stream) for _ in range(100)]:
+                start = time.perf_counter()
+                memory.add(*transition)
+                seconds.append((time.perf_counter() - start) / n_envs)
+            # Compressing happens now and then: the mean counts
+            result = float(np.mean(seconds))
+        elif operation == "sample":
+            for _ in range(100 if size == "32" else 20):
+                td_errors = rng.random(int(size))
+                start = time.perf_counter()
+                batch = sample(int(size))
+                if prioritized:
+                    memory.update_priorities(batch.indices, td_errors)
+                seconds.append(time.perf_counter() - start)
+            result = float(np.median(seconds))
+        elif operation == "save" and hasattr(memory, "save"):
+            with tempfile.TemporaryDirectory(dir=".") as folder:
+                start = time.perf_counter()
+                memory.save(f"{folder}/memory")
+                saved = time.perf_counter()
+                memory.load(f"{folder}/memory")
+                seconds = [saved - start, time.perf_counter() - saved]
+                answer([*seconds, os.path.getsize(f"{folder}/memory")])
+            continue
+        else:
+            result = float("nan")
+        answer(result)
+
+
+class Worker:
+    """A contender in its own process."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--worker", name, "--recording", args.recording]
+        command += ["--capacity", str(args.capacity), "--n-envs", str(args.n_envs)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        first = self._answer()
+        self.bytes: float = first["bytes"] if first else float("nan")
+        self.error = None if first else self.process.stderr.read().strip().rpartition("\n")[2]  # type: ignore[union-attr]
+
+    def _answer(self) -> Any:
+        for line in self.process.stdout:  # type: ignore[union-attr]
+            # A library may print, too
+            if line.startswith(_ANSWER):
+                return json.loads(line.removeprefix(_ANSWER))
+        return None
+
+    def ask(self, operation: str, size: int = 0) -> Any:
+        self.process.stdin.write(f"{operation} {size}\n")  # type: ignore[union-attr]
+        self.process.stdin.flush()  # type: ignore[union-attr]
+        return self._answer()
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+OPERATIONS = (("add", 0), ("sample", 32), ("sample", 256))
+
+
+def main() -> None:
+    """Print the table, and keep a record if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--game", default="SpaceInvaders", help="SpaceInvaders, Breakout, Pong, or any other")
+    parser.add_argument("--capacity", type=int, default=100_000, help="transitions")
+    parser.add_argument("--n-envs", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--contenders", nargs="+", default=["copy", *CONTENDERS])
+    parser.add_argument("--reference", default="sb3", help="what the ratios are taken to; 'none' for no reference")
+    parser.add_argument("--save", action="store_true", help="also time saving and loading ours")
+    parser.add_argument("--recording", help="where the frames are kept between runs")
+    parser.add_argument("--output", type=Path, help="a json file for the record")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        work(args.worker, args.recording, args.capacity, args.n_envs)
+        return
+    args.recording = args.recording or str(Path(tempfile.gettempdir(), f"dqn_ext_{args.game}.npz"))
+    if not Path(args.recording).exists():
+        frames, starts = record(args.game, 20_000)
+        np.savez_compressed(args.recording, frames=frames, starts=starts)
+
+    rows: dict[str, dict[str, Any]] = {}
+    reference = None if args.reference == "none" else Worker(args.reference, args)
+    print(f"{args.game}, {args.capacity} transitions, {args.n_envs} environments; times and their ratio to SB3's")
+    print(f"{'':24}{'bytes':>8}{'add us':>9}{'':7}{'sample(32) us':>15}{'':7}{'sample(256) us':>15}")
+    for name in args.contenders:
+        worker = reference if name == args.reference and reference is not None else Worker(name, args)
+        if worker.error:
+            print(f"{name:24} left out: {worker.error}")
+            continue
+        row: dict[str, Any] = {"bytes": round(worker.bytes)}
+        for operation, size in OPERATIONS:
+            pairs = []
+            for _ in range(args.rounds):
+                pairs.append((worker.ask(operation, size), reference.ask(operation, size) if reference else np.nan))
+            times = np.array(pairs, dtype=float)
+            key = operation if operation == "add" else f"{operation}{size}"
+            row[f"{key}_us"] = round(1e6 * float(np.median(times[:, 0])), 1)
+            row[f"{key}_ratio"] = round(float(np.median(times[:, 0] / times[:, 1])), 3)
+        if args.save and name in OURS:
+            row["save_s"], row["load_s"], row["file_bytes"] = worker.ask("save")
+        if worker is not reference:
+            worker.close()
+        rows[name] = row
+        cells = "".join(
+            f"{row[f'{key}_us']:>{w}}{row[f'{key}_ratio']:>7}"
+            for key, w in (("add", 9), ("sample32", 15), ("sample256", 15))
+        )
+        saved = (
+            f"   save {row['save_s']:.1f} s, load {row['load_s']:.1f} s, {row['file_bytes'] / 1e6:.0f} MB"
+            if "save_s" in row
+            else ""
+        )
+        print(f"{name:24}{row['bytes']:>8}{cells}{saved}", flush=True)
+    if args.output:
+        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+        record_ = {"command": " ".join(sys.argv), "date": time.strftime("%Y-%m-%d"), **machine, "rows": rows}
+        args.output.write_text(json.dumps(record_, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
