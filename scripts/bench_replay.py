@@ -1,6 +1,9 @@
-"""Replay memories side by side, on real frames: memory, adding, sampling, saving.
+r"""Replay memories side by side, on real frames: memory, adding, sampling, saving.
 
     python scripts/bench_replay.py --game SpaceInvaders --capacity 100000
+    # The cost of size: a million transitions against ten thousand
+    python scripts/bench_replay.py --contenders compressed --reference compressed --capacity 1000000 \
+        --reference-capacity 10000
 
 Every memory stands in a process of its own, filled beyond its capacity. Two at a time, it and SB3's, are measured in
 turn, so that a noisy machine disturbs both; the ratio is the median over the rounds. Peers that are not installed are
@@ -304,9 +307,9 @@ def work(name: str, recording: str, capacity: int, n_envs: int) -> None:
 class Worker:
     """A contender in its own process."""
 
-    def __init__(self, name: str, args: argparse.Namespace) -> None:
+    def __init__(self, name: str, args: argparse.Namespace, capacity: int) -> None:
         command = [sys.executable, __file__, "--worker", name, "--recording", args.recording]
-        command += ["--capacity", str(args.capacity), "--n-envs", str(args.n_envs)]
+        command += ["--capacity", str(capacity), "--n-envs", str(args.n_envs)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -342,6 +345,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--contenders", nargs="+", default=["copy", *CONTENDERS])
     parser.add_argument("--reference", default="sb3", help="what the ratios are taken to; 'none' for no reference")
+    parser.add_argument("--reference-capacity", type=int, help="transitions of the reference, if not the same")
     parser.add_argument("--save", action="store_true", help="also time saving and loading ours")
     parser.add_argument("--recording", help="where the frames are kept between runs")
     parser.add_argument("--output", type=Path, help="a json file for the record")
@@ -356,11 +360,14 @@ def main() -> None:
         np.savez_compressed(args.recording, frames=frames, starts=starts)
 
     rows: dict[str, dict[str, Any]] = {}
-    reference = None if args.reference == "none" else Worker(args.reference, args)
-    print(f"{args.game}, {args.capacity} transitions, {args.n_envs} environments; times and their ratio to SB3's")
+    reference_capacity = args.reference_capacity or args.capacity
+    reference = None if args.reference == "none" else Worker(args.reference, args, reference_capacity)
+    print(f"{args.game}, {args.capacity} transitions, {args.n_envs} environments; times and their ratio to")
+    print(f"{args.reference}'s at {reference_capacity} transitions")
     print(f"{'':24}{'bytes':>8}{'add us':>9}{'':7}{'sample(32) us':>15}{'':7}{'sample(256) us':>15}")
     for name in args.contenders:
-        worker = reference if name == args.reference and reference is not None else Worker(name, args)
+        is_reference = name == args.reference and args.capacity == reference_capacity
+        worker = reference if is_reference and reference is not None else Worker(name, args, args.capacity)
         if worker.error:
             print(f"{name:24} left out: {worker.error}")
             continue

@@ -90,6 +90,7 @@ class RawStore(FrameStore):
         super().__init__(n_envs, n_frames, frame_size)
         self._frames = self._allocate((n_envs * n_frames + 1, frame_size))  # the last one stays black
         self._rings = self._frames[:-1].reshape(n_envs, n_frames, frame_size)
+        self._tensor = th.from_numpy(self._frames)
 
     def _allocate(self, shape: tuple[int, int]) -> Any:
         return np.zeros(shape, np.uint8)
@@ -101,7 +102,7 @@ class RawStore(FrameStore):
         rows = envs * self.n_frames + times % self.n_frames
         rows[is_black] = self.n_envs * self.n_frames
         # As np.take, but on several cores
-        th.index_select(th.from_numpy(self._frames), 0, th.from_numpy(rows.reshape(-1)), out=th.from_numpy(out))
+        th.index_select(self._tensor, 0, th.from_numpy(rows.reshape(-1)), out=th.from_numpy(out))
 
 
 class MemmapStore(RawStore):

@@ -32,8 +32,9 @@ class StackLayout:
         # ... but for its newest frame, whose bytes these are
         position = np.arange(n_bytes - self._shift) % (n_stack * self.n_channels if innermost else n_bytes)
         self._is_newest = position >= (n_stack - 1) * self._shift
+        # Eight bytes at once, where they divide into such words
+        self._word = np.uint64 if n_bytes % 8 == 0 else np.uint8
         # Fresh arrays would cost more, in page faults, than to fill them
-        self._same = np.empty((self.n_envs, n_bytes), np.bool_)
         self._same_but_newest = np.empty((self.n_envs, n_bytes - self._shift), np.bool_)
 
     def flat(self, obs: np.ndarray) -> np.ndarray:
@@ -48,7 +49,7 @@ class StackLayout:
 
     def equal(self, flat: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Of each environment, whether its observations are equal, (n_envs,)."""
-        return np.equal(flat, other, out=self._same).all(axis=1)
+        return np.equal(flat.view(self._word), other.view(self._word)).all(axis=1)
 
     def frames(self, flat: np.ndarray) -> np.ndarray:
         """The stacks' frames, oldest first, (n_envs, n_stack, frame_size)."""
