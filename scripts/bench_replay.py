@@ -275,7 +275,8 @@ def work(name: str, recording: str, capacity: int, n_envs: int) -> None:
         operation, size = line.split()
         seconds: list[float] = []
         if operation == "add" and memory is not None:
-            for transition in [next(stream) for _ in range(100)]:
+            for _ in range(100):
+                transition = next(stream)
                 start = time.perf_counter()
                 memory.add(*transition)
                 seconds.append((time.perf_counter() - start) / n_envs)

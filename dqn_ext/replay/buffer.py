@@ -269,9 +269,10 @@ class FrameReplayBuffer(ReplayBuffer):
             # Stacks of any history may come first
             blank = np.logical_not(layout.frames(stacks)[:, :-1].any(axis=2))
             return None, self.n_stack - 1 - np.logical_and.accumulate(blank, axis=1).sum(axis=1)
-        starts = ~layout.equal(stacks, self._last_next_stacks) | self._last_dones
-        if not starts.any():
+        goes_on = layout.equal(stacks, self._last_next_stacks) > self._last_dones
+        if goes_on.all():
             return None, self._last_n_history
+        starts = ~goes_on
         if layout.frames(stacks)[starts, :-1].any():
             raise InvalidInput(
                 "FrameReplayBuffer keeps stacks that begin black after a reset, as VecFrameStack pads them, and an "
