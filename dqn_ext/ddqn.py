@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from dqn_ext.errors import InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
+from dqn_ext.learner import Learner, choose_dtype
 from dqn_ext.policies import CnnPolicy
 from dqn_ext.replay import FrameReplayBuffer, PrioritizedReplayBufferSamples, files
 from dqn_ext.td_targets import double_q_target, q_learning_target
@@ -30,7 +31,7 @@ SelfDDQN = TypeVar("SelfDDQN", bound="DDQN")
 class DDQN(DQN):
     """Deep Q-learning with Double-DQN targets.
 
-    Takes every argument of :class:`stable_baselines3.DQN`, with its defaults, and ``double_q``. Differs from it in:
+    Takes every argument of :class:`stable_baselines3.DQN`, with its defaults, and those below. Differs from it in:
 
     - the target, :func:`dqn_ext.td_targets.double_q_target`;
     - exploration: each environment tosses its own epsilon coin, SB3 tosses one for all;
@@ -44,6 +45,8 @@ class DDQN(DQN):
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class
     :param env: the environment to learn from
     :param double_q: ``False`` gives DQN's target on the same code, for ablations
+    :param precision: of ``CnnPolicy``'s convolutions while learning, ``"float32"``, ``"bfloat16"``, or ``"auto"``:
+        bfloat16 where the hardware gains from it; weights and Q-values are float32 in any case
     :raises InvalidInput: on a hyperparameter out of range, before anything is built
     """
 
@@ -59,22 +62,27 @@ class DDQN(DQN):
         env: GymEnv | str,
         *args: Any,
         double_q: bool = True,
+        precision: str = "float32",
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
         kwargs["_init_setup_model"] = False
         super().__init__(policy, env, *args, **kwargs)
-        self.double_q = double_q
+        self.double_q, self.precision = double_q, precision
         self._num_timesteps_at_last_train = 0
         # Frames in an observation, if it is a stack; saved with the agent
         stack = None if self.env is None else unwrap_vec_wrapper(self.env, VecFrameStack)
         self._n_stack = stack.stacked_obs.n_stack if isinstance(stack, VecFrameStack) else None
         if _init_setup_model:
             check_values(vars(self))
-            self._choose_replay_buffer()  # to complain now rather than when learning starts
+            # To complain now rather than when learning starts
+            self._choose_replay_buffer()
+            choose_dtype(precision, self.device)
             self._setup_model()
 
     # ------------------------------------------------------------------ learning
+
+    _learner: Learner | None = None  # not before learning starts: an agent that only plays needs none
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Sample the replay memory and follow the gradient of the Huber loss, ``gradient_steps`` times."""
@@ -85,6 +93,8 @@ class DDQN(DQN):
         if isinstance(self.replay_buffer, FrameReplayBuffer):
             # Progress passes 1 where training stops a little late
             self.replay_buffer.anneal(min(1 - self._current_progress_remaining, 1.0))
+        if self._learner is None:
+            self._learner = Learner(self.policy, self.device, self.precision, self.max_grad_norm)
         # Mean loss, Q-value, |TD error| and gradient norm of each update
         health: list[th.Tensor] = []
         for _ in range(gradient_steps):
@@ -99,10 +109,7 @@ class DDQN(DQN):
                 losses = replay_data.weights * losses
             loss = losses.mean()
 
-            self.policy.optimizer.zero_grad()
-            loss.backward()
-            grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-            self.policy.optimizer.step()
+            grad_norm = self._learner.step(loss)
 
             with th.no_grad():
                 td_errors = (target_q_values - current_q_values).abs()
@@ -306,7 +313,7 @@ class DDQN(DQN):
         self.replay_buffer = replay_buffer
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_replay_buffer"]
+        return [*super()._excluded_save_params(), "_replay_buffer", "_learner"]
 
 
 _NOT_YET: Any = object()  # stands for a replay memory that is not needed yet

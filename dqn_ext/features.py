@@ -1,9 +1,56 @@
-"""CNN features extractors."""
+"""CNN features extractors. They take images as bytes, or scaled to [0, 1]."""
+
+from typing import cast
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from stable_baselines3.common import torch_layers
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
+from torch.nn import functional as F
+
+
+class NatureCNN(torch_layers.NatureCNN):
+    """SB3's ``NatureCNN`` (Mnih et al. 2015): the same parameters under the same names, computed another way.
+
+    A convolution with stride 4 equals one with stride 1 over blocks of 4x4 pixels, each of which becomes one pixel of
+    16 times the channels (space to depth). That form and channels-last memory suit vector units; and the bytes are
+    never scaled, the weights are. Outputs equal SB3's to rounding.
+    """
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        """:return: (B, ``features_dim``) from (B, C, H, W), uint8 or scaled to [0, 1]"""
+        if observations.dtype != th.uint8:
+            return super().forward(observations)
+        first, others = cast(nn.Conv2d, self.cnn[0]), self.cnn[1:]
+        images, weight, stride = observations, first.weight / 255, first.stride[0]
+        if images.shape[2] % stride == 0 and images.shape[3] % stride == 0:
+            images, weight, stride = space_to_depth(images, stride), F.pixel_unshuffle(weight, stride), 1
+        weight = weight.contiguous(memory_format=th.channels_last)
+        features = F.conv2d(images.to(_compute_dtype(images.device)), weight, first.bias, stride)
+        return self.linear(others(features))
+
+
+def space_to_depth(images: th.Tensor, block: int) -> th.Tensor:
+    """Each ``block`` x ``block`` pixels become one; as ``F.pixel_unshuffle``, and in channels-last memory.
+
+    :param images: uint8, (B, C, H, W)
+    :return: uint8, (B, C * block * block, H / block, W / block)
+    """
+    if block != 4:
+        return F.pixel_unshuffle(images, block).contiguous(memory_format=th.channels_last)
+    size, channels, height, width = images.shape
+    if images.stride(3) != 1 or any(stride % 4 for stride in (images.storage_offset(), *images.stride()[:3])):
+        images = images.contiguous()
+    # The four pixels of a block's row move as one number
+    rows = images.view(th.int32).view(size, channels, height // 4, 4, width // 4).permute(0, 2, 4, 1, 3)
+    blocks = rows.contiguous().view(size, height // 4, width // 4, channels * 4).view(th.uint8)
+    return blocks.permute(0, 3, 1, 2)
+
+
+def _compute_dtype(device: th.device) -> th.dtype:
+    """What convolutions compute in, where bytes are exact in any case."""
+    return th.get_autocast_dtype(device.type) if th.is_autocast_enabled(device.type) else th.float32
 
 
 class _ResidualBlock(nn.Module):
@@ -50,7 +97,10 @@ class ImpalaCNN(BaseFeaturesExtractor):
         self.linear = nn.Sequential(nn.Linear(in_channels * image_size[0] * image_size[1], features_dim), nn.ReLU())
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
-        """:return: (B, ``features_dim``) from (B, C, H, W)"""
+        """:return: (B, ``features_dim``) from (B, C, H, W), uint8 or scaled to [0, 1]"""
+        if observations.dtype == th.uint8:
+            images = observations.to(_compute_dtype(observations.device), memory_format=th.channels_last)
+            observations = images / 255
         return self.linear(self.cnn(observations))
 
 

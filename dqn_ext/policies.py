@@ -2,11 +2,28 @@
 
 from typing import Any
 
+import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.dqn.policies import CnnPolicy as DQNCnnPolicy
+from stable_baselines3.dqn.policies import QNetwork
 
 from dqn_ext.errors import InvalidInput
-from dqn_ext.features import EXTRACTORS
+from dqn_ext.features import EXTRACTORS, NatureCNN
+
+
+class ImageQNetwork(QNetwork):
+    """SB3's Q-network, which hands images to this package's extractors as bytes: they scale them, cheaply."""
+
+    compute_dtype = th.float32  # of the features extractor; what follows it is float32 always
+
+    def extract_features(self, obs: Any, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
+        """Cf. :meth:`stable_baselines3.common.policies.BaseModel.extract_features`."""
+        if not (self.normalize_images and type(features_extractor) in EXTRACTORS.values() and obs.dtype == th.uint8):
+            return super().extract_features(obs, features_extractor)
+        with th.autocast(obs.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != th.float32):
+            return features_extractor(obs).float()
 
 
 class CnnPolicy(DQNCnnPolicy):
@@ -18,7 +35,15 @@ class CnnPolicy(DQNCnnPolicy):
     """
 
     def __init__(
-        self, *args: Any, features_extractor_class: str | type[BaseFeaturesExtractor] = "nature", **kwargs: Any
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        features_extractor_class: str | type[BaseFeaturesExtractor] = "nature",
+        net_arch: list[int] | None = None,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         if isinstance(features_extractor_class, str):
             if features_extractor_class not in EXTRACTORS:
@@ -27,5 +52,23 @@ class CnnPolicy(DQNCnnPolicy):
                     f"not {features_extractor_class!r}."
                 )
             features_extractor_class = EXTRACTORS[features_extractor_class]
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(*args, **kwargs)
+        if net_arch is None and features_extractor_class is NatureCNN:
+            net_arch = []  # as SB3's CnnPolicy with its NatureCNN
+        if issubclass(optimizer_class, (th.optim.Adam, th.optim.AdamW)):
+            # One pass over the parameters instead of many
+            optimizer_kwargs = {"fused": True, **(optimizer_kwargs or {})}
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=net_arch,
+            features_extractor_class=features_extractor_class,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            **kwargs,
+        )
+
+    def make_q_net(self) -> QNetwork:
+        """Cf. :meth:`stable_baselines3.dqn.policies.DQNPolicy.make_q_net`."""
+        net_args = self._update_features_extractor(self.net_args, features_extractor=None)
+        return ImageQNetwork(**net_args).to(self.device)

@@ -9,10 +9,12 @@ import gymnasium as gym
 import optuna
 from gymnasium import spaces
 from rl_zoo3 import exp_manager
+from stable_baselines3.common.utils import get_device
 
 from dqn_ext.ddqn import DDQN, check_model_file
 from dqn_ext.errors import InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
+from dqn_ext.learner import choose_dtype
 from dqn_ext.zoo import HYPERPARAMS_DIR
 from dqn_ext.zoo.search_space import refine_policy_kwargs
 
@@ -79,6 +81,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
         processed = super()._preprocess_hyperparams(hyperparams)
         hyperparams, env_wrapper, *_ = processed
         check_values({**hyperparams, "n_envs": self.n_envs})
+        choose_dtype(hyperparams.get("precision", "float32"), get_device(self.device))
         self._check_action_space(env_wrapper)
         if self.continue_training:
             check_model_file(Path(self.trained_agent))

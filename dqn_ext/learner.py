@@ -1,0 +1,83 @@
+"""How an update is executed: in which precision, and with as few walks over the weights as may be."""
+
+import logging
+
+import torch as th
+from stable_baselines3.common.policies import BasePolicy
+from torch import nn
+
+from dqn_ext.errors import InvalidInput
+from dqn_ext.policies import ImageQNetwork
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+class Learner:
+    """Makes the optimizer's steps for one policy, whose networks it sets to a precision.
+
+    In bfloat16 the features extractor's products and convolutions are computed in it (PyTorch's autocast). Weights and
+    optimizer stay in float32, and so do the layers after the extractor: a TD error is a small difference of Q-values.
+
+    :param policy: whose ``optimizer`` makes the steps
+    :param device: on which it is
+    :param precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the hardware gains from it
+    :param max_grad_norm: the gradient is scaled down to this norm
+    :raises InvalidInput: on a precision that the device lacks
+    """
+
+    def __init__(self, policy: BasePolicy, device: th.device, precision: str, max_grad_norm: float) -> None:
+        self.policy, self.device, self.max_grad_norm = policy, device, max_grad_norm
+        dtype = choose_dtype(precision, device)
+        for network in policy.modules():
+            if isinstance(network, ImageQNetwork):
+                network.compute_dtype = dtype
+        self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+
+    def step(self, loss: th.Tensor) -> th.Tensor:
+        """Follow the gradient of ``loss``.
+
+        :return: the gradient's norm before clipping
+        """
+        optimizer = self.policy.optimizer
+        optimizer.zero_grad()
+        loss.backward()
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        grad_norm = nn.utils.get_total_norm(gradients)
+        # To look at the norm costs nothing on the CPU, where scaling by 1 would be one more walk over the weights
+        if self.device.type != "cpu" or grad_norm > self.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, grad_norm)
+        optimizer.step()
+        return grad_norm
+
+
+def choose_dtype(precision: str, device: th.device) -> th.dtype:
+    """The type that ``precision`` means on this device.
+
+    :raises InvalidInput: on an unknown precision, or one that the device lacks
+    """
+    if precision not in PRECISIONS:
+        raise InvalidInput(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
+    has_bfloat16 = _has_bfloat16(device)
+    if precision == "bfloat16" and not has_bfloat16:
+        raise InvalidInput(
+            f"precision must be float32 or auto on {_name(device)}, which does not compute in bfloat16, not 'bfloat16'."
+        )
+    dtype = th.bfloat16 if has_bfloat16 and precision != "float32" else th.float32
+    if precision == "auto":
+        logging.getLogger(__name__).info("%s computes in %s", _name(device), str(dtype).removeprefix("torch."))
+    return dtype
+
+
+def _has_bfloat16(device: th.device) -> bool:
+    if device.type == "cuda":
+        return th.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities: dict[str, object] = getattr(
+            th.cpu, "get_capabilities", dict
+        )()  # not in PyTorch's oldest releases that we take
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+def _name(device: th.device) -> str:
+    return "this processor" if device.type == "cpu" else str(device)

@@ -1,0 +1,212 @@
+"""Transitions per second of the Zoo's own entries, side by side: how fast training goes once learning has started.
+
+    python scripts/bench_throughput.py
+    python scripts/bench_throughput.py --runs dqn ddqn "ddqn precision:float32" --game Pong --windows 5
+
+Every run is an algorithm of the Zoo's with its entry for the game, and changes to the entry if any are named. It
+stands in a process of its own; windows of training are measured in turn, so that a noisy machine disturbs all of them,
+and the ratio to the first run is the median over the windows. A last window tells where the time goes.
+"""
+
+import argparse
+import ast
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+_ANSWER = "answer: "
+PARTS = ("environment", "acting", "replay", "forward", "backward", "optimizer")
+
+
+# ---------------------------------------------------------------------- a run
+
+
+class Stopwatch:
+    """Seconds spent in each part of the loop."""
+
+    def __init__(self, model: Any) -> None:
+        import torch as th
+
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._depth = 0
+        self._wrap(model.env, "step", "environment")
+        self._wrap(model, "predict", "acting")
+        for name in ("add", "sample"):
+            self._wrap(model.replay_buffer, name, "replay")
+        for network in (model.q_net, model.q_net_target):
+            self._wrap(network, "forward", "forward")
+        self._wrap(th.Tensor, "backward", "backward")
+        self._wrap(model.policy.optimizer, "step", "optimizer")
+        # Clipping belongs to the optimizer's part
+        for name in ("clip_grad_norm_", "get_total_norm", "clip_grads_with_norm_"):
+            self._wrap(th.nn.utils, name, "optimizer")
+
+    def _wrap(self, owner: Any, name: str, part: str) -> None:
+        function: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start, self._depth = time.perf_counter(), self._depth + 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._depth -= 1
+                if self._depth == 0:  # the forward pass of acting is acting
+                    self.seconds[part] += time.perf_counter() - start
+
+        setattr(owner, name, timed)
+
+
+def work(run: str, env: str, learning_starts: int) -> None:
+    """Train until the windows are over; each is asked for by a line that says how many transitions it has."""
+    import rl_zoo3.train  # noqa: F401  registers the games
+    from rl_zoo3.exp_manager import ExperimentManager
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Windows(BaseCallback):
+        """Stands between two steps while nothing is asked for."""
+
+        def _on_training_start(self) -> None:
+            self.end = learning_starts + 500  # the first updates are slow
+            self.start = (0.0, 0.0, 0)
+            self.stopwatch: Stopwatch | None = None
+
+        def _on_step(self) -> bool:
+            if self.num_timesteps < self.end:
+                return True
+            process = psutil.Process()
+            seconds, cpu_seconds, first = self.start
+            cpu = sum(process.cpu_times()[:2])
+            n = self.num_timesteps - first
+            parts = self.stopwatch.seconds if self.stopwatch else {}
+            answer(
+                {
+                    "transitions_per_s": n / (time.perf_counter() - seconds),
+                    "cpu_s_per_1000": (cpu - cpu_seconds) / n * 1000,
+                    "ms_per_transition": {part: 1000 * value / n for part, value in parts.items()},
+                    "memory_mb": process.memory_info().rss / 1e6,
+                }
+            )
+            line = sys.stdin.readline().split()
+            if not line:
+                return False
+            if line[1] == "profile":
+                self.stopwatch = Stopwatch(self.model)
+            self.start = (time.perf_counter(), sum(process.cpu_times()[:2]), self.num_timesteps)
+            self.end = self.num_timesteps + int(line[0])
+            return True
+
+    algo, *changes = run.split()
+    hyperparams = {"learning_starts": learning_starts}
+    for change in changes:
+        name, _, value = change.partition(":")
+        try:
+            hyperparams[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            hyperparams[name] = value  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory() as folder:
+        manager = ExperimentManager(
+            argparse.Namespace(), algo, env, folder, n_timesteps=10**9, hyperparams=hyperparams, eval_freq=-1, verbose=0
+        )
+        model, _ = manager.setup_experiment()
+        model.learn(10**9, Windows())
+
+
+def answer(value: Any) -> None:
+    print(_ANSWER + json.dumps(value), flush=True)
+
+
+# ---------------------------------------------------------------------- the table
+
+
+class Run:
+    """A run in its own process, which waits until a window is asked for."""
+
+    def __init__(self, run: str, args: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--worker", run, "--game", args.game]
+        self.process = subprocess.Popen(
+            [*command, "--learning-starts", str(args.learning_starts)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._answer()
+
+    def _answer(self) -> Any:
+        for line in self.process.stdout:  # type: ignore[union-attr]
+            if line.startswith(_ANSWER):
+                return json.loads(line.removeprefix(_ANSWER))
+        sys.exit("A run has ended early; its message stands above.")
+
+    def window(self, n_transitions: int, kind: str = "plain") -> Any:
+        self.process.stdin.write(f"{n_transitions} {kind}\n")  # type: ignore[union-attr]
+        self.process.stdin.flush()  # type: ignore[union-attr]
+        return self._answer()
+
+    def close(self) -> None:
+        self.process.stdin.close()  # type: ignore[union-attr]
+        self.process.wait()
+
+
+def main() -> None:
+    """Print the table, and keep a record if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--game", default="SpaceInvaders")
+    parser.add_argument(
+        "--runs", nargs="+", default=["dqn", "ddqn", "ddqn precision:float32"], help="the first is what is compared to"
+    )
+    parser.add_argument("--windows", type=int, default=3)
+    parser.add_argument("--transitions", type=int, default=1000, help="of a window")
+    parser.add_argument("--learning-starts", type=int, default=2000, help="of all runs")
+    parser.add_argument("--output", type=Path, help="a json file for the record")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    env = f"{args.game}NoFrameskip-v4"
+    if args.worker:
+        work(args.worker, env, args.learning_starts)
+        return
+
+    runs = {name: Run(name, args) for name in args.runs}
+    windows: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
+    for _ in range(args.windows):
+        for name, run in runs.items():
+            windows[name].append(run.window(args.transitions))
+    parts = {name: run.window(args.transitions, "profile")["ms_per_transition"] for name, run in runs.items()}
+    for run in runs.values():
+        run.close()
+
+    speeds = {name: np.array([window["transitions_per_s"] for window in windows[name]]) for name in runs}
+    print(f"{args.game}, windows of {args.transitions} transitions; ms per transition of each part")
+    print(f"{'':28}{'per s':>8}{'ratio':>7}{'CPU s/1000':>12}{'MB':>7}" + "".join(f"{part:>13}" for part in PARTS))
+    rows = {}
+    for name in runs:
+        row = {
+            "transitions_per_s": round(float(np.median(speeds[name])), 1),
+            "ratio": round(float(np.median(speeds[name] / speeds[args.runs[0]])), 2),
+            "cpu_s_per_1000": round(float(np.median([window["cpu_s_per_1000"] for window in windows[name]])), 1),
+            "memory_mb": round(windows[name][-1]["memory_mb"]),
+            "ms_per_transition": {part: round(value, 2) for part, value in parts[name].items()},
+            "windows": speeds[name].round(1).tolist(),
+        }
+        rows[name] = row
+        print(
+            f"{name:28}{row['transitions_per_s']:>8}{row['ratio']:>7}{row['cpu_s_per_1000']:>12}{row['memory_mb']:>7}"
+            + "".join(f"{parts[name][part]:>13.2f}" for part in PARTS)
+        )
+    if args.output:
+        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+        record = {"command": " ".join(sys.argv), "date": time.strftime("%Y-%m-%d"), **machine, "rows": rows}
+        args.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""This package's extractors against SB3's, and against plain convolutions."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common import torch_layers
+from torch.nn import functional as F
+
+from dqn_ext.features import ImpalaCNN, NatureCNN, space_to_depth
+
+
+def image_space(*shape: int) -> spaces.Box:
+    return spaces.Box(0, 255, shape, np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(4, 84, 84), (1, 36, 40), (3, 85, 84), (2, 84, 90)])
+def test_nature_cnn_is_sb3s(shape):
+    th.manual_seed(0)
+    theirs = torch_layers.NatureCNN(image_space(*shape))
+    ours = NatureCNN(image_space(*shape))
+    ours.load_state_dict(theirs.state_dict())  # strict: the same names and shapes
+    images = th.randint(0, 256, (6, *shape), dtype=th.uint8)
+
+    expected, features = theirs(images.float() / 255), ours(images)
+    th.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    th.testing.assert_close(ours(images.float() / 255), expected, rtol=1e-4, atol=1e-5)
+
+    expected.square().sum().backward()
+    features.square().sum().backward()
+    for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        scale = other.grad.abs().max()
+        th.testing.assert_close(parameter.grad / scale, other.grad / scale, rtol=1e-3, atol=1e-5, msg=name)
+
+    theirs.load_state_dict(ours.state_dict())
+    th.testing.assert_close(theirs(images.float() / 255), ours(images), rtol=1e-4, atol=1e-5)
+
+
+def as_it_comes(images: th.Tensor) -> dict[str, th.Tensor]:
+    """Six images of four channels, in the memory of a replayed batch's first and second stack, and of acting."""
+    return {
+        "first": images[:, :4],
+        "second": images[:, 1:],
+        "acting": images[:, :4].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+        "odd": F.pad(images, (1, 0))[:, :4, :, 1:],
+    }
+
+
+@pytest.mark.parametrize("block", [2, 4])
+@pytest.mark.parametrize("memory", ["first", "second", "acting", "odd"])
+def test_space_to_depth(memory, block):
+    images = as_it_comes(th.randint(0, 256, (6, 5, 16, 24), dtype=th.uint8))[memory]
+    blocks = space_to_depth(images, block)
+    assert th.equal(blocks, F.pixel_unshuffle(images, block))
+    assert blocks.is_contiguous(memory_format=th.channels_last)
+
+
+@pytest.mark.parametrize("extractor_class", [NatureCNN, ImpalaCNN])
+def test_bytes_and_scaled_images_have_the_same_features(extractor_class):
+    extractor = extractor_class(image_space(4, 84, 84))
+    images = th.randint(0, 256, (3, 4, 84, 84), dtype=th.uint8)
+    features = extractor(images)
+    th.testing.assert_close(features, extractor(images.float() / 255), rtol=1e-4, atol=1e-5)
+    with th.autocast("cpu", dtype=th.bfloat16):
+        in_bfloat16 = extractor(images).float()
+    # 8 bits of mantissa, several layers
+    assert (in_bfloat16 - features).norm() < 0.03 * features.norm()
+    assert not th.equal(in_bfloat16, features)

@@ -1,0 +1,113 @@
+"""The fast path of an update against the plain one."""
+
+import ale_py
+import gymnasium as gym
+import pytest
+import torch as th
+from stable_baselines3.common import torch_layers
+from stable_baselines3.common.env_util import make_atari_env
+from stable_baselines3.common.vec_env import VecFrameStack
+from torch import nn
+
+from dqn_ext import DDQN, learner
+from dqn_ext.errors import InvalidInput
+
+gym.register_envs(ale_py)
+
+PLAIN = {
+    "features_extractor_class": torch_layers.NatureCNN,
+    "net_arch": [],
+    "optimizer_kwargs": {"fused": False},
+}
+
+
+def learned(policy_kwargs, **kwargs):
+    """An agent that has seen Pong, and its weights before and after 100 updates."""
+    env = VecFrameStack(make_atari_env("PongNoFrameskip-v4", n_envs=2, seed=0), 4)
+    model = DDQN(
+        "CnnPolicy",
+        env,
+        buffer_size=400,
+        learning_starts=400,
+        batch_size=16,
+        target_update_interval=10**9,
+        policy_kwargs=policy_kwargs,
+        seed=0,
+        device="cpu",
+        **kwargs,
+    )
+    model.learn(400)
+    before = nn.utils.parameters_to_vector(model.q_net.parameters()).detach()
+    model.set_random_seed(1)
+    model.train(100, 16)
+    return before, nn.utils.parameters_to_vector(model.q_net.parameters()).detach(), model
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return learned(PLAIN)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0.02), ("bfloat16", 0.9)])
+def test_hundred_updates_are_the_plain_ones(plain, precision, tolerance, monkeypatch):
+    monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)  # it is slow elsewhere, not wrong
+    before, expected, _ = plain
+    start, weights, model = learned({}, precision=precision)
+    assert th.equal(start, before)
+    # The distance between both ends, in parts of the way that was made. Adam makes a step of full size of whatever
+    # sign rounding has left to a tiny gradient: in bfloat16 the distance may be long
+    assert (weights - expected).norm() < tolerance * (expected - before).norm()
+    assert all(parameter.dtype == th.float32 for parameter in model.policy.parameters())
+    assert all(state["exp_avg"].dtype == th.float32 for state in model.policy.optimizer.state.values())
+
+
+def test_gradient_in_bfloat16():
+    _, _, model = learned({})
+    images = model.replay_buffer.sample(32).observations
+    gradients = []
+    for dtype in (th.float32, th.bfloat16):
+        model.q_net.compute_dtype = dtype
+        model.policy.optimizer.zero_grad()
+        (model.q_net(images) - 0.5).square().mean().backward()
+        gradients.append(nn.utils.parameters_to_vector([parameter.grad for parameter in model.q_net.parameters()]))
+    exact, in_bfloat16 = gradients
+    assert 0 < (in_bfloat16 - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("max_grad_norm", [1e-3, 1e3])
+def test_clipping_is_torchs(max_grad_norm):
+    env = VecFrameStack(make_atari_env("PongNoFrameskip-v4"), 4)
+    model = DDQN("CnnPolicy", env, max_grad_norm=max_grad_norm, device="cpu")
+    images = th.randint(0, 256, (4, 4, 84, 84), dtype=th.uint8)
+
+    model.q_net(images).square().mean().backward()
+    norm = nn.utils.clip_grad_norm_(model.q_net.parameters(), max_grad_norm)
+    expected = [parameter.grad.clone() for parameter in model.q_net.parameters()]
+
+    step = learner.Learner(model.policy, model.device, "float32", max_grad_norm).step
+    assert step(model.q_net(images).square().mean()) == pytest.approx(norm.item(), rel=1e-5)
+    for parameter, gradient in zip(model.q_net.parameters(), expected, strict=True):
+        th.testing.assert_close(parameter.grad, gradient)
+
+
+def test_precision_of_the_device(monkeypatch):
+    cpu = th.device("cpu")
+    monkeypatch.setattr(learner, "_has_bfloat16", lambda device: False)
+    assert learner.choose_dtype("auto", cpu) == learner.choose_dtype("float32", cpu) == th.float32
+    with pytest.raises(InvalidInput, match="precision must be float32 or auto on this processor"):
+        DDQN("MlpPolicy", "CartPole-v1", precision="bfloat16", device="cpu")
+    monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)
+    assert learner.choose_dtype("auto", cpu) == learner.choose_dtype("bfloat16", cpu) == th.bfloat16
+    with pytest.raises(InvalidInput, match="precision must be one of auto, float32, bfloat16, not 'half'"):
+        DDQN("MlpPolicy", "CartPole-v1", precision="half", device="cpu")
+
+
+def test_an_agent_plays_where_its_precision_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)
+    model = DDQN("MlpPolicy", "CartPole-v1", precision="bfloat16", learning_starts=10, device="cpu").learn(30)
+    model.save(tmp_path / "agent")
+    monkeypatch.setattr(learner, "_has_bfloat16", lambda device: False)
+    loaded = DDQN.load(tmp_path / "agent", device="cpu")
+    observation = model.get_env().reset()
+    assert loaded.predict(observation, deterministic=True)[0] in (0, 1)
+    assert loaded.precision == "bfloat16"
