@@ -2,7 +2,7 @@
 
 import io
 import pathlib
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch as th
@@ -13,7 +13,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    ReplayBufferSamples,
+    TrainFreq,
+    TrainFrequencyUnit,
+)
 from stable_baselines3.common.vec_env import VecFrameStack, unwrap_vec_wrapper
 from stable_baselines3.dqn.policies import DQNPolicy, MlpPolicy, MultiInputPolicy
 from torch.nn import functional as F
@@ -171,7 +177,18 @@ class DDQN(DQN):
         self.optimize_memory_usage = optimize_memory_usage
         # 0 where the count of timesteps starts again
         self._num_timesteps_at_last_train = min(self._num_timesteps_at_last_train, self.num_timesteps)
+        if self.verbose >= 1 and (updates := self._updates_per_transition()) is not None:
+            print(f"{updates:g} updates per transition, each of a batch of {self.batch_size}")
         return total_timesteps, callback
+
+    def _updates_per_transition(self) -> float | None:
+        """``None`` where it depends on the length of episodes."""
+        if self.gradient_steps < 0:
+            return 1.0
+        train_freq = cast(TrainFreq, self.train_freq)
+        if train_freq.unit == TrainFrequencyUnit.EPISODE:
+            return None
+        return self.gradient_steps / (train_freq.frequency * self.n_envs)
 
     # ------------------------------------------------------------------ acting
 

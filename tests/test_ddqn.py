@@ -264,6 +264,19 @@ def test_log_tells_updates_per_transition():
         assert model.logger.name_to_value["train/updates_per_transition"] == pytest.approx(2 / (4 * 2))
 
 
+@pytest.mark.parametrize(
+    ("train_freq", "gradient_steps", "printed"),
+    [(4, 1, "0.125 updates per transition"), (1, -1, "1 updates per transition"), ((1, "episode"), 1, "")],
+)
+def test_updates_per_transition_are_said_at_the_start(train_freq, gradient_steps, printed, capsys):
+    env = make_vec_env("CartPole-v1", n_envs=1 if isinstance(train_freq, tuple) else 2)
+    model = DDQN("MlpPolicy", env, train_freq=train_freq, gradient_steps=gradient_steps, verbose=1, device="cpu")
+    model.learn(10)
+    output = capsys.readouterr().out
+    assert printed in output
+    assert ("updates per transition" in output) == bool(printed)
+
+
 def test_impala_extractor_by_name(tmp_path):
     env = FakeImageEnv(screen_height=84, screen_width=84, n_channels=4, discrete=True, channel_first=True)
     policy_kwargs = {"features_extractor_class": "impala", "features_extractor_kwargs": {"features_dim": 32}}
