@@ -172,7 +172,7 @@ BAD_INPUT = [
     ("-params batch_size:0", "batch_size must be a whole number of at least 1, not 0."),
     ("-params train_freq:0", "train_freq must be a whole number of at least 1"),
     ("-params target_update_interval:0", "target_update_interval must be a whole number of at least 1, not 0."),
-    ("-params precision:half", "precision must be one of auto, float32, bfloat16, not 'half'."),
+    ("-params \"precision:'half'\"", "precision must be one of auto, float32, bfloat16, not 'half'."),
     ("-params buffer_size:0", "buffer_size must be a whole number of at least 1, not 0."),
     ("-params n_steps:0", "n_steps must be a whole number of at least 1, not 0."),
     ("-params gamma:1.1", "gamma must lie in [0, 1], not be 1.1."),
