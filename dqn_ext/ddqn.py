@@ -318,6 +318,8 @@ class DDQN(DQN):
         if isinstance(path, (str, pathlib.Path)) and not pathlib.Path(path).exists():
             path = f"{path}.pkl"
         if not files.is_replay_file(path):
+            if issubclass(self._choose_replay_buffer()[0], FrameReplayBuffer):
+                raise InvalidInput(f"{path} is not a replay memory of stacked images; it has not been unpickled.")
             super().load_replay_buffer(path, truncate_last_traj)
             return
         replay_buffer = self._create_replay_buffer()

@@ -1,5 +1,7 @@
 """DDQN: its update against arithmetic, and SB3's DQN as the oracle for all that should be equal."""
 
+import io
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -341,3 +343,12 @@ def test_agents_of_dqn_load(tmp_path):
         loaded.predict(observation, deterministic=True)[0], dqn.predict(observation, deterministic=True)[0]
     )
     loaded.learn(60)
+
+
+def test_replay_memory_from_a_file_object():
+    model = DDQN("MlpPolicy", "CartPole-v1", learning_starts=10, device="cpu").learn(20)
+    file = io.BytesIO()
+    model.save_replay_buffer(file)
+    file.seek(0)
+    model.load_replay_buffer(file)
+    assert model.replay_buffer.size() == 20

@@ -228,14 +228,14 @@ class FrameReplayBuffer(ReplayBuffer):
         self._time += 1
         if self._is_empty:
             frames = layout.frames(stacks)
-            for age in range(self.n_stack):
+            for age in reversed(range(self.n_stack)):
                 self._frames.write(self._time - age, frames[:, -1 - age])
             self._is_empty = False
         elif starts is not None:
             self._frames.write(self._time, layout.newest(stacks)[starts], starts)
         self._frames.write(self._time + 1, layout.newest(next_stacks))
 
-        done = np.asarray(done, np.bool_)
+        done = np.array(done, np.bool_)  # a copy: it is kept
         put = self._frames.put
         put(self._n_history, position, n_history)
         put(self.actions, position, action)

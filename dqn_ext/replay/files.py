@@ -25,8 +25,14 @@ Path = str | pathlib.Path | IO[bytes] | io.BufferedIOBase
 
 
 def is_replay_file(path: Path) -> bool:
-    """Whether the file may be of this format; SB3's are pickles."""
-    return zipfile.is_zipfile(cast(Any, path))
+    """Whether the file begins as this format does, even if it is cut short; SB3's are pickles."""
+    if isinstance(path, (str, pathlib.Path)):
+        with open(path, "rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    position = path.tell()
+    begin = path.read(4)
+    path.seek(position)
+    return begin == b"PK\x03\x04"
 
 
 def write(

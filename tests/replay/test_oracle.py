@@ -52,14 +52,14 @@ def test_random_operations(store, n_steps, n_envs, monkeypatch):
 
 
 @pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize("n_stack", [1, 2, 4, 7])
+@pytest.mark.parametrize("n_stack", [1, 2, 4, 7, 9])
 @pytest.mark.parametrize("n_channels", [1, 3])
 @pytest.mark.parametrize("layout", ["interleaved", "planar", "channels last"])
 def test_any_stack(store, n_stack, n_channels, layout, monkeypatch):
     channels_first = layout != "channels last"
     # SB3 tells channels from rows by their number, which must be the smallest
     stream = RandomStream(
-        1, 2, (25, 30), n_stack, n_channels, interleaved=layout != "planar", channels_first=channels_first
+        1, 2, (30, 32), n_stack, n_channels, interleaved=layout != "planar", channels_first=channels_first
     )
     buffer, expected = ours(stream, 40, 3, store=store), oracle(stream, 40, 3)
     for transition in stream.steps(50):
