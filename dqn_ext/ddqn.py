@@ -99,8 +99,8 @@ class DDQN(DQN):
         if isinstance(self.replay_buffer, FrameReplayBuffer):
             # Progress passes 1 where training stops a little late
             self.replay_buffer.anneal(min(1 - self._current_progress_remaining, 1.0))
-        if self._learner is None:
-            self._learner = Learner(self.policy, self.device, self.precision, self.max_grad_norm)
+        if self._learner is None or self._learner.policy is not self.policy:
+            self._learner = Learner(self.policy, self.device, self.precision)
         # Mean loss, Q-value, |TD error| and gradient norm of each update
         health: list[th.Tensor] = []
         for _ in range(gradient_steps):
@@ -115,7 +115,7 @@ class DDQN(DQN):
                 losses = replay_data.weights * losses
             loss = losses.mean()
 
-            grad_norm = self._learner.step(loss)
+            grad_norm = self._learner.step(loss, self.max_grad_norm)
 
             with th.no_grad():
                 td_errors = (target_q_values - current_q_values).abs()

@@ -21,20 +21,19 @@ class Learner:
     :param policy: whose ``optimizer`` makes the steps
     :param device: on which it is
     :param precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the hardware gains from it
-    :param max_grad_norm: the gradient is scaled down to this norm
     :raises InvalidInput: on a precision that the device lacks
     """
 
-    def __init__(self, policy: BasePolicy, device: th.device, precision: str, max_grad_norm: float) -> None:
-        self.policy, self.device, self.max_grad_norm = policy, device, max_grad_norm
+    def __init__(self, policy: BasePolicy, device: th.device, precision: str) -> None:
+        self.policy, self.device = policy, device
         dtype = choose_dtype(precision, device)
         for network in policy.modules():
             if isinstance(network, ImageQNetwork):
                 network.compute_dtype = dtype
         self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
-    def step(self, loss: th.Tensor) -> th.Tensor:
-        """Follow the gradient of ``loss``.
+    def step(self, loss: th.Tensor, max_grad_norm: float) -> th.Tensor:
+        """Follow the gradient of ``loss``, scaled down to ``max_grad_norm``.
 
         :return: the gradient's norm before clipping
         """
@@ -44,8 +43,8 @@ class Learner:
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         grad_norm = nn.utils.get_total_norm(gradients)
         # To look at the norm costs nothing on the CPU, where scaling by 1 would be one more walk over the weights
-        if self.device.type != "cpu" or grad_norm > self.max_grad_norm:
-            nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, grad_norm)
+        if self.device.type != "cpu" or grad_norm > max_grad_norm:
+            nn.utils.clip_grads_with_norm_(self._parameters, max_grad_norm, grad_norm)
         optimizer.step()
         return grad_norm
 
@@ -72,10 +71,10 @@ def _has_bfloat16(device: th.device) -> bool:
     if device.type == "cuda":
         return th.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        capabilities: dict[str, object] = getattr(
-            th.cpu, "get_capabilities", dict
-        )()  # not in PyTorch's oldest releases that we take
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        if not hasattr(th.cpu, "get_capabilities"):  # not in PyTorch's oldest releases that we take
+            return th.cpu._is_avx512_bf16_supported()
+        capabilities = th.cpu.get_capabilities()
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
     return False
 
 

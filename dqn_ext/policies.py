@@ -54,9 +54,10 @@ class CnnPolicy(DQNCnnPolicy):
             features_extractor_class = EXTRACTORS[features_extractor_class]
         if net_arch is None and features_extractor_class is NatureCNN:
             net_arch = []  # as SB3's CnnPolicy with its NatureCNN
-        if issubclass(optimizer_class, (th.optim.Adam, th.optim.AdamW)):
-            # One pass over the parameters instead of many
-            optimizer_kwargs = {"fused": True, **(optimizer_kwargs or {})}
+        optimizer_kwargs = dict(optimizer_kwargs or {})
+        other_ways = {"fused", "foreach", "differentiable"} & optimizer_kwargs.keys()
+        if optimizer_class in (th.optim.Adam, th.optim.AdamW) and not other_ways:
+            optimizer_kwargs["fused"] = True  # one pass over the parameters instead of many
         super().__init__(
             observation_space,
             action_space,

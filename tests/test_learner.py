@@ -84,10 +84,38 @@ def test_clipping_is_torchs(max_grad_norm):
     norm = nn.utils.clip_grad_norm_(model.q_net.parameters(), max_grad_norm)
     expected = [parameter.grad.clone() for parameter in model.q_net.parameters()]
 
-    step = learner.Learner(model.policy, model.device, "float32", max_grad_norm).step
-    assert step(model.q_net(images).square().mean()) == pytest.approx(norm.item(), rel=1e-5)
+    step = learner.Learner(model.policy, model.device, "float32").step
+    assert step(model.q_net(images).square().mean(), max_grad_norm) == pytest.approx(norm.item(), rel=1e-5)
     for parameter, gradient in zip(model.q_net.parameters(), expected, strict=True):
         th.testing.assert_close(parameter.grad, gradient)
+
+
+def test_settings_that_change_between_two_updates_count():
+    """SB3 lets its users exchange the policy of a model, and callbacks change a model's settings."""
+    model = DDQN("MlpPolicy", "CartPole-v1", learning_starts=10, device="cpu", learning_rate=1.0).learn(20)
+    model.policy = DDQN("MlpPolicy", "CartPole-v1", device="cpu").policy
+    model.q_net, model.q_net_target = model.policy.q_net, model.policy.q_net_target
+    model.max_grad_norm = 1e-12  # too small for Adam, whose epsilon is 1e-8
+    before = nn.utils.parameters_to_vector(model.q_net.parameters()).detach().clone()
+    model.train(1)
+    change = (nn.utils.parameters_to_vector(model.q_net.parameters()) - before).abs().max()
+    assert 0 < change < 1e-3
+
+
+@pytest.mark.parametrize("way", ["foreach", "differentiable", "fused"])
+def test_the_optimizer_may_be_chosen(way):
+    policy_kwargs = {"optimizer_kwargs": {way: way != "fused"}}
+    env = VecFrameStack(make_atari_env("PongNoFrameskip-v4"), 4)
+    chosen = DDQN("CnnPolicy", env, policy_kwargs=policy_kwargs, device="cpu").policy.optimizer.defaults
+    assert not chosen["fused"]
+    assert bool(chosen[way]) == (way != "fused")
+
+    class MyAdam(th.optim.Adam):
+        def __init__(self, params, lr):
+            super().__init__(params, lr)
+
+    optimizer = DDQN("CnnPolicy", env, policy_kwargs={"optimizer_class": MyAdam}, device="cpu").policy.optimizer
+    assert not optimizer.defaults["fused"]
 
 
 def test_precision_of_the_device(monkeypatch):

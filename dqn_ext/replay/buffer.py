@@ -5,6 +5,7 @@ import io
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ class FrameReplayBuffer(ReplayBuffer):
     Consecutive observations share all frames but one, so each frame is kept once: a transition of 84x84 frames takes
     7.1 KB raw, where SB3 takes 56 KB. The final observation of every episode is kept, so that saving memory and
     telling timeouts from terminal states go together. For the same indices it returns what SB3's buffers return:
-    ``ReplayBuffer``, or ``NStepReplayBuffer`` if ``n_steps`` is above 1.
+    ``ReplayBuffer``, or ``NStepReplayBuffer`` if ``n_steps`` is above 1. It serves one thread.
 
     :param buffer_size: transitions of all environments together
     :param observation_space: images of type uint8, channels first or last
@@ -105,18 +106,24 @@ class FrameReplayBuffer(ReplayBuffer):
 
     def _check_settings(self, buffer_size: int, n_channels: int) -> None:
         check_settings(vars(self))
-        if self.n_steps < 1:
+        if not _is_whole(self.n_steps) or self.n_steps < 1:
             raise InvalidInput(f"n_steps must be a whole number of at least 1, not {self.n_steps!r}.")
+        if isinstance(self.gamma, bool) or not isinstance(self.gamma, Real) or not 0 <= self.gamma <= 1:
+            raise InvalidInput(f"gamma must lie in [0, 1], not be {self.gamma!r}.")
         if self.buffer_size < self.n_steps:
             raise InvalidInput(
                 f"buffer_size must be at least n_envs * n_steps ({self.n_envs * self.n_steps}), not {buffer_size}."
             )
-        if self.n_stack < 1 or n_channels % self.n_stack:
-            raise InvalidInput(f"n_stack must divide the observation's {n_channels} channels, not be {self.n_stack!r}.")
+        if not _is_whole(self.n_stack) or not 1 <= self.n_stack <= 255 or n_channels % self.n_stack:
+            raise InvalidInput(
+                f"n_stack must be a whole number, at most 255, that divides the observation's {n_channels} channels, "
+                f"not {self.n_stack!r}."
+            )
 
     def reset(self) -> None:
         """Forget everything. The memory is allocated here."""
         super().reset()
+        self.__dict__.pop("_frames", None)  # before the new ones are allocated
         # The oldest transition needs the frames before it, the newest the one after it
         n_frames = self.buffer_size + self.n_stack
         self._warn_of_memory(STORES[self.store].bytes_needed(self.n_envs, n_frames, self._frame_size))
@@ -157,7 +164,6 @@ class FrameReplayBuffer(ReplayBuffer):
         if self.priority_exponent > 0:
             self._priorities = SumTree(self.buffer_size * self.n_envs)
             self._max_priority = 1.0
-        self._on_host = self.device.type == "cpu"
         self._batches: list[np.ndarray] = []
         self._window = self._frames.asarray(np.arange(1 - self.n_stack, 2))
         self._steps = self._frames.asarray(np.arange(self.n_steps))
@@ -301,6 +307,8 @@ class FrameReplayBuffer(ReplayBuffer):
         :param env: normalizes rewards, and observations if it does so
         :return: ``ReplayBufferSamples``, or :class:`PrioritizedReplayBufferSamples` if ``priority_exponent`` is above 0
         """
+        if self.size() == 0:
+            raise ValueError("The replay memory is empty: there is nothing to sample.")
         if self.priority_exponent == 0:
             return BaseBuffer.sample(self, batch_size, env)
         indices = self._priorities.sample(batch_size)
@@ -370,7 +378,7 @@ class FrameReplayBuffer(ReplayBuffer):
     def _batch_memory(self, batch_size: int, n_frames: int) -> Any:
         shape = (batch_size, n_frames, self._frame_size)
         if isinstance(self._frames, DeviceStore):
-            return th.empty(shape, dtype=th.uint8, device=self.device)  # torch has memory at hand
+            return th.empty(shape, dtype=th.uint8, device=self._frames.device)  # torch has memory at hand
         # A fresh array would cost more, in page faults, than to fill it
         for batch in self._batches:
             if batch.shape == shape and sys.getrefcount(batch) == _UNUSED:
@@ -397,6 +405,11 @@ class FrameReplayBuffer(ReplayBuffer):
             return rewards
         scale = np.float32(1 / np.sqrt(env.ret_rms.var + env.epsilon))
         return (rewards * scale).clip(-env.clip_reward, env.clip_reward)
+
+    @property
+    def _on_host(self) -> bool:
+        # SB3 sets a new device after loading
+        return self.device.type == "cpu" and self.store != "device"
 
     def _to_device(self, array: Any) -> th.Tensor:
         tensor = array if isinstance(array, th.Tensor) else th.from_numpy(array)
@@ -479,7 +492,8 @@ class FrameReplayBuffer(ReplayBuffer):
         :raises InvalidInput: on a file that is damaged, or of other observations, environments or a larger capacity;
             the replay memory is empty then
         """
-        self.reset()
+        if self.size():
+            self.reset()
         try:
             with files.reading(path) as reader:
                 self._load(reader)
@@ -556,13 +570,16 @@ class FrameReplayBuffer(ReplayBuffer):
     def __getstate__(self) -> dict[str, Any]:
         content = io.BytesIO()
         self.save(content)
-        names = list(inspect.signature(type(self).__init__).parameters)[1:]
-        settings = {name: getattr(self, name) for name in names if name not in ("buffer_size", "device")}
-        return {"settings": {**settings, "buffer_size": self.buffer_size * self.n_envs}, "file": content.getvalue()}
+        names = list(inspect.signature(FrameReplayBuffer.__init__).parameters)[1:]
+        settings = {name: getattr(self, name) for name in names}
+        settings["buffer_size"] = self.buffer_size * self.n_envs
+        settings["importance_exponent"] = self._initial_importance_exponent
+        return {"settings": settings, "importance_exponent": self.importance_exponent, "file": content.getvalue()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state["settings"])  # type: ignore[misc]
+        FrameReplayBuffer.__init__(self, **state["settings"])
         self.load(io.BytesIO(state["file"]))
+        self.importance_exponent = state["importance_exponent"]
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -579,6 +596,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise InvalidInput(f"{name} must lie in [0, 1], not be {value!r}.")
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _count_references() -> int:
     batches = [np.empty(0)]
     for batch in batches:
@@ -586,5 +607,5 @@ def _count_references() -> int:
     raise AssertionError
 
 
-# Of a batch that only the list of batches holds, counted where it is asked for
-_UNUSED = _count_references()
+# Of a batch that only the list of batches holds, counted where it is asked for; a tracer would add its own
+_UNUSED = min(_count_references(), 3)

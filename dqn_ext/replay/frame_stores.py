@@ -153,6 +153,7 @@ class CompressedStore(FrameStore):
 
     def write(self, time: int, frames: np.ndarray, envs: Any = slice(None)) -> None:
         number, index = divmod(time, self.BLOCK)
+        assert number - self._newest_number in (0, 1)
         if number != self._newest_number:
             for env, block in enumerate(self._newest):
                 place = env * self._n_blocks + self._newest_number % self._n_blocks
@@ -227,9 +228,9 @@ class DeviceStore(FrameStore):
         return {name: column[rows] for name, column in table.items()}
 
     def write(self, time: int, frames: np.ndarray, envs: Any = slice(None)) -> None:
-        self._rings[envs if isinstance(envs, slice) else self.asarray(envs), time % self.n_frames] = self.asarray(
-            frames
-        )
+        if not isinstance(envs, slice):
+            envs = self.asarray(np.flatnonzero(envs))  # a mask's size would have to come back from the device
+        self._rings[envs, time % self.n_frames] = self.asarray(frames)
 
     def read(self, times: th.Tensor, is_black: th.Tensor, envs: th.Tensor, out: th.Tensor) -> None:
         rows = envs * self.n_frames + times % self.n_frames

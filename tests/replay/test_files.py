@@ -6,12 +6,14 @@ import os
 import pickle
 import subprocess
 import sys
+import weakref
 import zipfile
 
 import numpy as np
 import pytest
 
 from dqn_ext.errors import InvalidInput
+from dqn_ext.replay.frame_stores import STORES as STORE_CLASSES
 from tests.replay.invariants import check_invariants
 from tests.replay.streams import RandomStream, assert_equal_samples
 from tests.replay.test_oracle import STORES, assert_equal_everywhere, ours
@@ -89,10 +91,34 @@ def test_priorities(tmp_path):
 def test_pickle(copied, monkeypatch):
     """SB3's own DQN saves its buffer so."""
     _, buffer = filled(n_steps=3, store="compressed", priority_exponent=0.5)
+    buffer.anneal(0.5)
     other = copied(buffer)
+    assert (other.importance_exponent, other.device) == (buffer.importance_exponent, buffer.device)
+    other.anneal(0.0)
+    assert other.importance_exponent == 0.4
+    other.anneal(0.5)
     assert (other.store, other.n_steps, other.gamma, other.priority_exponent) == ("compressed", 3, 0.9, 0.5)
     check_invariants(other)
     assert_equal_everywhere(other, buffer, monkeypatch)
+
+
+def test_one_store_at_a_time(tmp_path, monkeypatch):
+    """Of a memory that fills the machine there can be no second one while a file is read."""
+    stream, buffer = filled()
+    buffer.save(tmp_path / "memory")
+    stores = weakref.WeakSet()
+
+    class Store(STORE_CLASSES["raw"]):
+        def __init__(self, *args):
+            assert not stores
+            super().__init__(*args)
+            stores.add(self)
+
+    monkeypatch.setitem(STORE_CLASSES, "raw", Store)
+    loaded = ours(stream, 40)
+    loaded.load(tmp_path / "memory")
+    loaded.load(tmp_path / "memory")
+    check_invariants(loaded)
 
 
 def test_compact(tmp_path):
@@ -215,6 +241,7 @@ import resource, signal, sys
 sys.path.insert(0, {os.getcwd()!r})
 from tests.replay.test_files import filled
 from dqn_ext.errors import InvalidInput
+from dqn_ext.replay.frame_stores import STORES as STORE_CLASSES
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 filled(12)[1].save("memory")
 old = open("memory", "rb").read()

@@ -73,6 +73,12 @@ def test_anneal(stream):
         assert buffer.importance_exponent == pytest.approx(exponent)
 
 
+@pytest.mark.parametrize("priority_exponent", [0.0, 0.6])
+def test_an_empty_memory(stream, priority_exponent):
+    with pytest.raises(ValueError, match="The replay memory is empty"):
+        ours(stream, 30, priority_exponent=priority_exponent).sample(4)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_td_error_that_is_no_number(stream, bad):
     buffer = ours(stream, 30, priority_exponent=0.6)
