@@ -159,6 +159,7 @@ class FrameReplayBuffer(ReplayBuffer):
         self._loaded_next_frames: np.ndarray | None = None
         self._last_next_stacks = np.zeros((self.n_envs, self.n_stack * self._frame_size), np.uint8)
         self._last_n_history = np.zeros(self.n_envs, np.int64)
+        self._n_history_after = np.minimum(np.arange(1, self.n_stack + 1), self.n_stack - 1)
         self._last_dones = np.ones(self.n_envs, np.bool_)
 
         if self.priority_exponent > 0:
@@ -248,7 +249,7 @@ class FrameReplayBuffer(ReplayBuffer):
         put(self.rewards, position, reward)
         put(self.dones, position, done)
         put(self._has_final, position, False)
-        if done.any():
+        if True in done.tolist():
             self._keep_finals(position, done, next_stacks)
         if self.handle_timeout_termination:
             put(self.timeouts, position, [info.get("TimeLimit.truncated", False) for info in infos])
@@ -257,7 +258,7 @@ class FrameReplayBuffer(ReplayBuffer):
             self._priorities.set(cells, self._max_priority**self.priority_exponent)
 
         np.copyto(self._last_next_stacks, next_stacks)
-        self._last_n_history = np.minimum(n_history + 1, self.n_stack - 1)
+        self._last_n_history = self._n_history_after[n_history]
         self._last_dones = done
         self.pos += 1
         if self.pos == self.buffer_size:
@@ -276,7 +277,7 @@ class FrameReplayBuffer(ReplayBuffer):
             blank = np.logical_not(layout.frames(stacks)[:, :-1].any(axis=2))
             return None, self.n_stack - 1 - np.logical_and.accumulate(blank, axis=1).sum(axis=1)
         goes_on = layout.equal(stacks, self._last_next_stacks) > self._last_dones
-        if goes_on.all():
+        if False not in goes_on.tolist():  # quicker than numpy's all, of some environments
             return None, self._last_n_history
         starts = ~goes_on
         if layout.frames(stacks)[starts, :-1].any():
@@ -545,7 +546,7 @@ class FrameReplayBuffer(ReplayBuffer):
         self._is_empty = False
         self._loaded_next_frames = self._host(self._next_frames_of_newest())
         self._last_dones = arrays["_has_final"][-1]
-        self._last_n_history = np.minimum(arrays["_n_history"][-1].astype(np.int64) + 1, self.n_stack - 1)
+        self._last_n_history = self._n_history_after[arrays["_n_history"][-1]]
 
         if self.priority_exponent > 0:
             leaves = positions[:, None] * n_envs + np.arange(n_envs)

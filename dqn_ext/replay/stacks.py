@@ -1,6 +1,7 @@
 """Stacked observations as they lie in memory, compared and taken apart without a copy."""
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -31,18 +32,22 @@ class StackLayout:
         self._innermost = innermost
         # A stack that moves on by one frame moves by so many bytes ...
         self._shift = self.n_channels if innermost else self.frame_size
-        # ... but for its newest frame, whose bytes these are
-        position = np.arange(n_bytes - self._shift) % (n_stack * self.n_channels if innermost else n_bytes)
-        self._is_newest = position >= (n_stack - 1) * self._shift
+        # ... but for its newest frame, at whose bytes anything may stand
+        position = np.arange(n_bytes) % (n_stack * self.n_channels if innermost else n_bytes)
+        self._is_newest = np.tile(position >= (n_stack - 1) * self._shift, self.n_envs)
         # Eight bytes at once, where they divide into such words
         self._word = np.uint64 if n_bytes % 8 == 0 else np.uint8
         # Fresh arrays would cost more, in page faults, than to fill them
-        self._same_but_newest = np.empty((self.n_envs, n_bytes - self._shift), np.bool_)
-        # A pixel's stack as one number, whose highest bytes are the newest frame's
-        n_pixel_bytes = n_stack * self.n_channels
-        self._pixels: np.ndarray | None = None
-        if innermost and n_pixel_bytes in (2, 4, 8) and self._shift < n_pixel_bytes and sys.byteorder == "little":
-            self._pixels = np.empty((self.n_envs, n_bytes // n_pixel_bytes), f"u{n_pixel_bytes}")
+        self._is_same = np.ones_like(self._is_newest)
+        self._same_words = np.empty((self.n_envs, n_bytes // np.dtype(self._word).itemsize), np.bool_)
+        # Where a word holds whole stacks, the bytes of older frames are the same in all words
+        words = np.logical_not(self._is_newest).view(self._word)
+        self._older_bytes = int(words[0]) if (words == words[0]).all() else None
+        # A pixel's stack as one number, whose highest byte is the newest frame's
+        self._pixel: Any = None
+        if innermost and self.n_channels == 1 and n_stack in (2, 4, 8) and sys.byteorder == "little":
+            self._pixel = np.dtype(f"u{n_stack}")
+            self._newest = np.empty((self.n_envs, self.frame_size), np.uint8)
 
     def flat(self, obs: np.ndarray) -> np.ndarray:
         """The bytes of each environment's observation, (n_envs, bytes); a view if they lie as the first ones did."""
@@ -50,18 +55,16 @@ class StackLayout:
 
     def has_moved_on(self, flat: np.ndarray, next_flat: np.ndarray) -> bool:
         """Whether the next stacks' frames, but for the newest, are those of these stacks."""
-        if self._pixels is not None:
-            pixels, next_pixels = flat.view(self._pixels.dtype), next_flat.view(self._pixels.dtype)
-            np.left_shift(next_pixels, 8 * self._shift, out=self._pixels)
-            np.bitwise_xor(self._pixels, pixels, out=self._pixels)
-            return int(self._pixels.max()) < 1 << 8 * self._shift  # no more differs than the oldest frame
-        same = np.equal(flat[:, self._shift :], next_flat[:, : -self._shift], out=self._same_but_newest)
-        np.logical_or(same, self._is_newest, out=same)
-        return bool(same.all())
+        same = self._is_same
+        np.equal(flat.reshape(-1)[self._shift :], next_flat.reshape(-1)[: -self._shift], out=same[: -self._shift])
+        if self._older_bytes is not None:
+            return int(np.bitwise_and.reduce(same.view(self._word))) & self._older_bytes == self._older_bytes
+        return bool(np.logical_or(same, self._is_newest).all())
 
     def equal(self, flat: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Of each environment, whether its observations are equal, (n_envs,)."""
-        return np.equal(flat.view(self._word), other.view(self._word)).all(axis=1)
+        np.equal(flat.view(self._word), other.view(self._word), out=self._same_words)
+        return np.logical_and.reduce(self._same_words, axis=1)
 
     def frames(self, flat: np.ndarray) -> np.ndarray:
         """The stacks' frames, oldest first, (n_envs, n_stack, frame_size)."""
@@ -76,7 +79,8 @@ class StackLayout:
         return frames.reshape(self.n_envs, -1)
 
     def newest(self, flat: np.ndarray) -> np.ndarray:
-        """The stacks' newest frames, (n_envs, frame_size)."""
-        if self._innermost and self.n_channels == 1:
-            return flat[:, self.n_stack - 1 :: self.n_stack]
+        """The stacks' newest frames, (n_envs, frame_size); until the next call."""
+        if self._pixel is not None:
+            shift = 8 * (self.n_stack - 1)
+            return np.right_shift(flat.view(self._pixel), shift, out=self._newest, casting="unsafe")
         return self.frames(flat)[:, -1]
