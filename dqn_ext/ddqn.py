@@ -17,16 +17,18 @@ from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
     ReplayBufferSamples,
+    RolloutReturn,
     TrainFreq,
     TrainFrequencyUnit,
 )
-from stable_baselines3.common.vec_env import VecFrameStack, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_wrapper
 from stable_baselines3.dqn.policies import DQNPolicy, MlpPolicy, MultiInputPolicy
 from torch.nn import functional as F
 
 from dqn_ext.errors import InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
 from dqn_ext.learner import Learner, choose_dtype
+from dqn_ext.overlap import Meanwhile
 from dqn_ext.policies import CnnPolicy
 from dqn_ext.replay import FrameReplayBuffer, PrioritizedReplayBufferSamples, files
 from dqn_ext.td_targets import double_q_target, q_learning_target
@@ -53,6 +55,8 @@ class DDQN(DQN):
     :param double_q: ``False`` gives DQN's target on the same code, for ablations
     :param precision: of ``CnnPolicy``'s convolutions while learning, ``"float32"``, ``"bfloat16"``, or ``"auto"``:
         bfloat16 where the hardware gains from it; weights and Q-values are float32 in any case
+    :param overlap: learn while the environments step. Actions are then chosen with the weights before the last call of
+        :meth:`train`; everything else stays as it is, the number and the batches' transitions of updates included
     :raises InvalidInput: on a hyperparameter out of range, before anything is built
     """
 
@@ -69,12 +73,13 @@ class DDQN(DQN):
         *args: Any,
         double_q: bool = True,
         precision: str = "float32",
+        overlap: bool = False,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
         kwargs["_init_setup_model"] = False
         super().__init__(policy, env, *args, **kwargs)
-        self.double_q, self.precision = double_q, precision
+        self.double_q, self.precision, self.overlap = double_q, precision, overlap
         self._num_timesteps_at_last_train = 0
         # Frames in an observation, if it is a stack; saved with the agent
         stack = None if self.env is None else unwrap_vec_wrapper(self.env, VecFrameStack)
@@ -91,7 +96,16 @@ class DDQN(DQN):
     _learner: Learner | None = None  # not before learning starts: an agent that only plays needs none
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
-        """Sample the replay memory and follow the gradient of the Huber loss, ``gradient_steps`` times."""
+        """Sample the replay memory and follow the gradient of the Huber loss, ``gradient_steps`` times.
+
+        With ``overlap`` that happens during the environments' next step, if there is one.
+        """
+        if self._learns_meanwhile and self.num_timesteps < self._total_timesteps:
+            self._due = gradient_steps, batch_size
+        else:
+            self._train(gradient_steps, batch_size)
+
+    def _train(self, gradient_steps: int, batch_size: int) -> None:
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
@@ -166,7 +180,31 @@ class DDQN(DQN):
         progress_bar: bool = False,
     ) -> SelfDDQN:
         """Cf. :meth:`stable_baselines3.DQN.learn`."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        self._learns_meanwhile = self.overlap
+        try:
+            return super().learn(
+                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+            )
+        finally:
+            self._learns_meanwhile, self._due, self._meanwhile = False, None, None
+
+    # Only while learn() runs
+    _learns_meanwhile = False
+    _due: tuple[int, int] | None = None  # gradient steps and batch size of the update that is due
+    _meanwhile: Meanwhile | None = None
+
+    def collect_rollouts(self, env: VecEnv, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """Cf. :meth:`stable_baselines3.DQN.collect_rollouts`."""
+        if self._learns_meanwhile:
+            if self._meanwhile is None or self._meanwhile.venv is not env:
+                self._meanwhile = Meanwhile(env, self._train_if_due)
+            env = self._meanwhile
+        return super().collect_rollouts(env, *args, **kwargs)
+
+    def _train_if_due(self) -> None:
+        if self._due is not None:
+            due, self._due = self._due, None
+            self._train(*due)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         optimize_memory_usage = self.optimize_memory_usage
@@ -332,9 +370,10 @@ class DDQN(DQN):
         self.replay_buffer = replay_buffer
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_replay_buffer", "_learner"]
+        return [*super()._excluded_save_params(), "_replay_buffer", "_learner", *_OF_LEARN]
 
 
+_OF_LEARN = ("_learns_meanwhile", "_due", "_meanwhile")
 _NOT_YET: Any = object()  # stands for a replay memory that is not needed yet
 
 

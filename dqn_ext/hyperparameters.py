@@ -44,6 +44,10 @@ def check_values(hyperparams: Mapping[str, Any]) -> None:
         if not (_is_real(value) and 0 <= value <= 1):
             raise InvalidInput(f"{name} must lie in [0, 1], not be {value!r}.")
 
+    for name in ("double_q", "overlap"):
+        if not isinstance(hyperparams.get(name, True), bool):
+            raise InvalidInput(f"{name} must be True or False, not {hyperparams[name]!r}.")
+
     for name in ("learning_rate", "max_grad_norm"):
         value = hyperparams.get(name, 1)
         # A learning rate may also be a schedule.

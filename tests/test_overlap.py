@@ -1,0 +1,160 @@
+"""Learning between step_async and step_wait: when, how often, and from what."""
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
+
+from dqn_ext import DDQN
+from dqn_ext.errors import InvalidInput
+
+gym.register_envs(ale_py)
+
+
+class Diary:
+    """What happens, in order."""
+
+    def __init__(self, model: DDQN) -> None:
+        self.events: list[str] = []
+        for owner, name in (
+            (model, "_sample_action"),
+            (model.env, "step_async"),
+            (model.replay_buffer, "sample"),
+            (model.env, "step_wait"),
+            (model.replay_buffer, "add"),
+        ):
+            self._keep(owner, name)
+
+    def _keep(self, owner, name):
+        function = getattr(owner, name)
+
+        def kept(*args, **kwargs):
+            self.events.append(name)
+            return function(*args, **kwargs)
+
+        setattr(owner, name, kept)
+
+
+def cartpole(n_envs=2, overlap=True, **kwargs):
+    kwargs = {"learning_starts": 10, "train_freq": 1, "gradient_steps": 2, "device": "cpu", "seed": 3, **kwargs}
+    return DDQN("MlpPolicy", make_vec_env("CartPole-v1", n_envs, seed=0), overlap=overlap, buffer_size=1000, **kwargs)
+
+
+def weights(model):
+    return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
+
+
+def test_the_update_stands_between_sending_and_receiving():
+    model = cartpole()
+    diary = Diary(model)
+    model.learn(40)
+    step = ["_sample_action", "step_async", "step_wait", "add"]
+    learning = ["_sample_action", "step_async", "sample", "sample", "step_wait", "add"]
+    # Learning starts after more than 10 transitions, 6 steps; the last update waits for no further step
+    assert diary.events == step * 6 + learning * 14 + ["sample", "sample"]
+
+    model = cartpole(overlap=False)
+    diary = Diary(model)
+    model.learn(40)
+    assert diary.events == step * 5 + [*step, "sample", "sample"] * 15
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"train_freq": 1, "gradient_steps": 2},
+        {"train_freq": 4, "gradient_steps": 1},
+        {"train_freq": 3, "gradient_steps": -1},
+        {"train_freq": (1, "episode"), "gradient_steps": 3, "n_envs": 1},
+    ],
+)
+def test_as_many_updates_at_the_same_steps(schedule):
+    class Updates(BaseCallback):
+        def _on_training_start(self):
+            self.seen = []
+
+        def _on_step(self):
+            self.seen.append((self.num_timesteps, self.model._n_updates, self.model.exploration_rate))
+            return True
+
+    seen = []
+    for overlap in (False, True):
+        # Actions at random, so that episodes are the same
+        model = cartpole(overlap=overlap, exploration_initial_eps=1.0, exploration_final_eps=1.0, **schedule)
+        callback = Updates()
+        model.learn(200, callback)
+        seen.append([*callback.seen, (model.num_timesteps, model._n_updates, model.exploration_rate)])
+    if schedule["train_freq"] != (1, "episode"):  # there the random streams of batches and actions mix
+        assert seen[0] == seen[1]
+    assert seen[0][-1][1] > 0
+    assert seen[1][-1][1] > 0
+
+
+def test_against_a_loop_by_hand():
+    """The same weights as a loop that acts, learns from what was stored before, and stores."""
+    model = cartpole()
+    model.learn(60)
+    twin = cartpole(overlap=False)
+    total, _ = twin._setup_learn(60)
+    twin.policy.set_training_mode(False)
+    due = False
+    while twin.num_timesteps < total:
+        actions, buffer_actions = twin._sample_action(twin.learning_starts, None, 2)
+        twin.env.step_async(actions)
+        if due:
+            twin.train(2, twin.batch_size)
+        new_obs, rewards, dones, infos = twin.env.step_wait()
+        twin.num_timesteps += 2
+        twin._store_transition(twin.replay_buffer, buffer_actions, new_obs, rewards, dones, infos)
+        twin._update_current_progress_remaining(twin.num_timesteps, total)
+        twin._on_step()
+        due = twin.num_timesteps > twin.learning_starts
+    twin.train(2, twin.batch_size)
+    assert model._n_updates == twin._n_updates
+    assert th.equal(weights(model), weights(twin))
+
+
+@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, SubprocVecEnv])
+def test_the_same_seed_gives_the_same_run(vec_env_cls):
+    results = []
+    for _ in range(2):
+        env = VecFrameStack(make_atari_env("ale_py:PongNoFrameskip-v4", 2, seed=0, vec_env_cls=vec_env_cls), 4)
+        model = DDQN("CnnPolicy", env, overlap=True, buffer_size=400, learning_starts=50, seed=1, device="cpu")
+        results.append((weights(model.learn(120)), model.replay_buffer.actions[:60].copy()))
+        env.close()
+    assert th.equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+def test_nothing_is_left_over(tmp_path):
+    """After an interruption, in a saved agent, and outside of learn()."""
+
+    class Interrupts(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_start(self):
+            if self.num_timesteps > 30:
+                self.model.save(tmp_path / "agent")
+                raise KeyboardInterrupt
+
+    model = cartpole()
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(100, Interrupts())
+    loaded = DDQN.load(tmp_path / "agent", env=model.env, device="cpu")
+    assert loaded.overlap
+    for agent in (model, loaded):
+        assert (agent._due, agent._meanwhile, agent._learns_meanwhile) == (None, None, False)
+    before = weights(model)
+    model.train(1, 32)
+    assert not th.equal(before, weights(model))
+    loaded.learn(40, reset_num_timesteps=False)
+
+
+def test_bad_input():
+    with pytest.raises(InvalidInput, match="overlap must be True or False, not 'yes'"):
+        cartpole(overlap="yes")
