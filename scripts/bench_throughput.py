@@ -1,18 +1,23 @@
-"""Transitions per second of the Zoo's own entries, side by side: how fast training goes once learning has started.
+r"""Transitions per second, side by side: how fast training goes once learning has started.
 
     python scripts/bench_throughput.py
     python scripts/bench_throughput.py --runs dqn ddqn "ddqn precision:float32" --game Pong --windows 5
+    python scripts/bench_throughput.py --runs dqn ddqn sbx tianshou cleanrl:CLEANRL/cleanrl/dqn_atari.py
 
-Every run is an algorithm of the Zoo's with its entry for the game, and changes to the entry if any are named. It
-stands in a process of its own; windows of training are measured in turn, so that a noisy machine disturbs all of them,
-and the ratio to the first run is the median over the windows. A last window tells where the time goes.
+A run is an algorithm of the Zoo's with its entry for the game, and changes to the entry if any are named; or a peer,
+with a batch of 32 and one update per 4 transitions, too: ``sbx`` and ``tianshou`` where they are installed (sbx-rl,
+tianshou), CleanRL's script where its repository lies (it needs tyro). Every run stands in a process of its own; windows
+of training are measured in turn, so that a noisy machine disturbs all of them, and the ratio to the first run is the
+median over the windows. A last window tells where the time of the Zoo's runs goes.
 """
 
 import argparse
 import ast
 import json
+import math
 import os
 import platform
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -66,46 +71,88 @@ class Stopwatch:
         setattr(owner, name, timed)
 
 
+class Gate:
+    """Lets transitions pass while a window is open, and stands still until one is asked for.
+
+    :param learning_starts: the first window opens some updates later, since the first ones are slow
+    """
+
+    def __init__(self, learning_starts: int) -> None:
+        self.n_transitions, self.end = 0, learning_starts + 500
+        self.start = (0.0, 0.0, 0)
+        self.stopwatch: Stopwatch | None = None
+
+    def pass_through(self, n_transitions: int, model: Any = None) -> bool:
+        """:return: whether to go on"""
+        self.n_transitions += n_transitions
+        if self.n_transitions < self.end:
+            return True
+        process = psutil.Process()
+        seconds, cpu_seconds, first = self.start
+        cpu = sum(process.cpu_times()[:2]) + sum(sum(child.cpu_times()[:2]) for child in process.children())
+        n = self.n_transitions - first
+        parts = self.stopwatch.seconds if self.stopwatch else {}
+        answer(
+            {
+                "transitions_per_s": n / (time.perf_counter() - seconds),
+                "cpu_s_per_1000": (cpu - cpu_seconds) / n * 1000,
+                "ms_per_transition": {part: 1000 * value / n for part, value in parts.items()},
+                "memory_mb": process.memory_info().rss / 1e6,
+            }
+        )
+        line = sys.stdin.readline().split()
+        if not line:
+            return False
+        if line[1] == "profile" and model is not None:
+            self.stopwatch = Stopwatch(model)
+        self.start = (time.perf_counter(), cpu, self.n_transitions)
+        self.end = self.n_transitions + int(line[0])
+        return True
+
+
 def work(run: str, env: str, learning_starts: int) -> None:
     """Train until the windows are over; each is asked for by a line that says how many transitions it has."""
+    name, *changes = run.split()
+    kind, _, path = name.partition(":")
+    gate = Gate(learning_starts)
+    if kind == "cleanrl":
+        work_cleanrl(path, env, gate, learning_starts)
+    elif kind == "tianshou":
+        work_tianshou(env, gate, learning_starts)
+    else:
+        work_sb3(kind, changes, env, gate, learning_starts)
+
+
+def work_sb3(algo: str, changes: list[str], env: str, gate: Gate, learning_starts: int) -> None:
+    """An algorithm of the Zoo's, or SBX's DQN."""
     import rl_zoo3.train  # noqa: F401  registers the games
+
+    from dqn_ext.zoo import register
+
+    register()
     from rl_zoo3.exp_manager import ExperimentManager
     from stable_baselines3.common.callbacks import BaseCallback
 
-    class Windows(BaseCallback):
-        """Stands between two steps while nothing is asked for."""
-
-        def _on_training_start(self) -> None:
-            self.end = learning_starts + 500  # the first updates are slow
-            self.start = (0.0, 0.0, 0)
-            self.stopwatch: Stopwatch | None = None
-
+    class Gatekeeper(BaseCallback):
         def _on_step(self) -> bool:
-            if self.num_timesteps < self.end:
-                return True
-            process = psutil.Process()
-            seconds, cpu_seconds, first = self.start
-            cpu = sum(process.cpu_times()[:2])
-            n = self.num_timesteps - first
-            parts = self.stopwatch.seconds if self.stopwatch else {}
-            answer(
-                {
-                    "transitions_per_s": n / (time.perf_counter() - seconds),
-                    "cpu_s_per_1000": (cpu - cpu_seconds) / n * 1000,
-                    "ms_per_transition": {part: 1000 * value / n for part, value in parts.items()},
-                    "memory_mb": process.memory_info().rss / 1e6,
-                }
-            )
-            line = sys.stdin.readline().split()
-            if not line:
-                return False
-            if line[1] == "profile":
-                self.stopwatch = Stopwatch(self.model)
-            self.start = (time.perf_counter(), sum(process.cpu_times()[:2]), self.num_timesteps)
-            self.end = self.num_timesteps + int(line[0])
-            return True
+            return gate.pass_through(self.training_env.num_envs, self.model)
 
-    algo, *changes = run.split()
+    if algo == "sbx":
+        from sbx import DQN
+        from stable_baselines3.common.env_util import make_atari_env
+        from stable_baselines3.common.vec_env import VecFrameStack
+
+        # SBX's own defaults: a batch of 32, and an update every 4 transitions
+        model = DQN(
+            "CnnPolicy",
+            VecFrameStack(make_atari_env(env), 4),
+            learning_starts=learning_starts,
+            buffer_size=100_000,
+            optimize_memory_usage=True,
+            replay_buffer_kwargs={"handle_timeout_termination": False},
+        )
+        model.learn(10**9, Gatekeeper())
+        return
     hyperparams = {"learning_starts": learning_starts}
     for change in changes:
         name, _, value = change.partition(":")
@@ -118,7 +165,71 @@ def work(run: str, env: str, learning_starts: int) -> None:
             argparse.Namespace(), algo, env, folder, n_timesteps=10**9, hyperparams=hyperparams, eval_freq=-1, verbose=0
         )
         model, _ = manager.setup_experiment()
-        model.learn(10**9, Windows())
+        model.learn(10**9, Gatekeeper())
+
+
+def work_cleanrl(path: str, env: str, gate: Gate, learning_starts: int) -> None:
+    """CleanRL's script as it stands, with a gate in its environment."""
+    import ale_py
+    import gymnasium as gym
+
+    gym.register_envs(ale_py)
+    # The script's gymnasium had other names for these
+    gym.wrappers.GrayScaleObservation = gym.wrappers.GrayscaleObservation
+    gym.wrappers.FrameStack = gym.wrappers.FrameStackObservation
+    step = gym.vector.SyncVectorEnv.step
+
+    def gated_step(self: Any, actions: Any) -> Any:
+        if not gate.pass_through(self.num_envs):
+            sys.exit()
+        return step(self, actions)
+
+    gym.vector.SyncVectorEnv.step = gated_step  # type: ignore[method-assign]
+    settings = {"env-id": env, "total-timesteps": 10**9, "learning-starts": learning_starts, "buffer-size": 100_000}
+    sys.argv = [path, *(f"--{name}={value}" for name, value in settings.items())]
+    sys.path.insert(0, str(Path(path).resolve().parents[1]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(path).resolve())
+        os.chdir(folder)
+        runpy.run_path(path, run_name="__main__")
+
+
+def work_tianshou(env: str, gate: Gate, learning_starts: int) -> None:
+    """tianshou's DQN with its own Atari network, wrappers and buffer, 8 environments in processes, as its examples."""
+    import ale_py
+    import gymnasium as gym
+    from tianshou.algorithm.modelfree.dqn import DQN, DiscreteQLearningPolicy
+    from tianshou.algorithm.optim import AdamOptimizerFactory
+    from tianshou.data import Collector, VectorReplayBuffer
+    from tianshou.env import ShmemVectorEnv
+    from tianshou.env.atari import atari_wrapper
+    from tianshou.env.atari.atari_network import DQNet, ScaledObsInputActionReprNet
+
+    def make() -> Any:
+        gym.register_envs(ale_py)
+        # It gives an abstract type, which today's numpy refuses
+        atari_wrapper.get_space_dtype = lambda space: np.uint8
+        return atari_wrapper.wrap_deepmind(gym.make(env))
+
+    n_envs = 8
+    envs = ShmemVectorEnv([make] * n_envs)
+    space: Any = envs.action_space[0]
+    policy = DiscreteQLearningPolicy(
+        model=ScaledObsInputActionReprNet(DQNet(4, 84, 84, space.n)), action_space=space, eps_training=0.1
+    )
+    # In updates, as the Zoo's entry: 1000 of its transitions are 250 updates
+    algorithm = DQN(policy=policy, optim=AdamOptimizerFactory(lr=1e-4), target_update_freq=250)
+    buffer = VectorReplayBuffer(100_000, n_envs, ignore_obs_next=True, save_only_last_obs=True, stack_num=4)
+    collector = Collector(algorithm, envs, buffer, exploration_noise=True)
+    collector.reset()
+    collector.collect(n_step=learning_starts)
+    gate.n_transitions = learning_starts
+    policy.is_within_training_step = True
+    while gate.pass_through(n_envs):
+        collector.collect(n_step=n_envs)
+        for _ in range(n_envs // 4):
+            algorithm.update(buffer=buffer, sample_size=32)
+    envs.close()
 
 
 def answer(value: Any) -> None:
@@ -200,7 +311,7 @@ def main() -> None:
         rows[name] = row
         print(
             f"{name:28}{row['transitions_per_s']:>8}{row['ratio']:>7}{row['cpu_s_per_1000']:>12}{row['memory_mb']:>7}"
-            + "".join(f"{parts[name][part]:>13.2f}" for part in PARTS)
+            + "".join(f"{parts[name].get(part, math.nan):>13.2f}" for part in PARTS)
         )
     if args.output:
         machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
