@@ -1,6 +1,7 @@
 """The Zoo's experiment manager, for ddqn."""
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 from pprint import pprint
 from typing import Any
@@ -10,7 +11,9 @@ import optuna
 from gymnasium import spaces
 from rl_zoo3 import exp_manager
 from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecEnv
 
+from dqn_ext import atari
 from dqn_ext.ddqn import DDQN, check_model_file
 from dqn_ext.errors import InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
@@ -98,6 +101,11 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 f"ddqn needs a discrete action space, and {self.env_name.gym_id} has {action_space}; "
                 "for continuous actions the Zoo has sac, td3 and tqc."
             )
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """Cf. the Zoo's. Says which environments are for training (:func:`dqn_ext.atari.native_when_training`)."""
+        with nullcontext() if eval_env else atari.training():
+            return super().create_envs(n_envs, eval_env, no_log)
 
     def objective(self, trial: optuna.Trial) -> float:
         """Cf. the Zoo's. The search space refines the entry, which it finds in ``trial.entry``."""

@@ -1,0 +1,259 @@
+"""Games on ale-py's native environments, with the rules of SB3's AtariWrapper, as one VecEnv of SB3's."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from ale_py.vector_env import AtariVectorEnv
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from dqn_ext.atari.settings import AtariSettings, find_wrappers, read_settings
+from dqn_ext.errors import InvalidInput
+
+NOOP, FIRE = 0, 1
+FIRE_RESET_ACTIONS = (FIRE, 2)  # SB3's FireResetEnv
+
+# frame (H, W, 1), reward, terminated, truncated, info
+GameStep = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
+
+
+class Game:
+    """One emulator in a thread of its own: what SB3's Monitor and AtariWrapper do, around native frame skip, maximum,
+    grey, resize and no-op starts.
+
+    Each game is a vector environment of size one: a lost life and FIRE ask for steps of one game alone, and ale-py
+    steps a vector as a whole.
+    """
+
+    render_mode: str | None = None
+
+    def __init__(self, settings: AtariSettings, env: gym.Env) -> None:
+        """
+        :param settings: of the game and its preprocessing
+        :param env: SB3's environment, in whose place this one stands; its Monitor's file is written on
+        """
+        self.settings = settings
+        self.spec, self.action_space, self.observation_space = env.spec, env.action_space, env.observation_space
+        self.action_meanings: list[str] = env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
+        monitor: Monitor = find_wrappers(env)[Monitor]
+        self._t_start = monitor.t_start
+        # The file stays open and changes hands: nothing is lost, nothing is written twice
+        self._results_writer: ResultsWriter | None = monitor.results_writer
+        monitor.results_writer = None
+        self._emulator = AtariVectorEnv(
+            settings.game,
+            num_envs=1,
+            num_threads=1,
+            stack_num=1,  # VecFrameStack stacks
+            img_height=settings.height,
+            img_width=settings.width,
+            frameskip=settings.frame_skip,
+            maxpool=settings.frame_skip > 1,
+            noop_max=settings.noop_max,
+            use_fire_reset=False,  # it presses for one frame, SB3 through the frame skip
+            reward_clipping=False,
+            repeat_action_probability=settings.repeat_action_probability,
+            full_action_space=settings.full_action_space,
+            max_num_frames_per_episode=settings.max_frames,
+        )
+        self.lives, self.score, self.game_over = 0, 0.0, True
+
+    def get_action_meanings(self) -> list[str]:
+        """Cf. ale-py's."""
+        return self.action_meanings
+
+    def send(self, action: int) -> None:
+        """Let the emulator start on a step. Returns at once."""
+        self._emulator.send(np.array([action]))
+
+    def receive(self) -> GameStep:
+        """Wait for the end of the step sent. The reward is raw; ``terminated`` is true of lost lives, too."""
+        frames, rewards, terminations, truncations, batch_info = self._emulator.recv()
+        reward, terminated, truncated = float(rewards[0]), bool(terminations[0]), bool(truncations[0])
+        info = self._info(batch_info)
+        self.score += reward
+        self.game_over = terminated or truncated
+        if self.game_over:
+            info["episode"] = self._log_game(info)
+        # Some games show 0 lives for a while before they are over
+        if self.settings.episodic_life and 0 < info["lives"] < self.lives:
+            terminated = True
+        self.lives = info["lives"]
+        return self._frame(frames), reward, terminated, truncated, info
+
+    def step(self, action: int) -> GameStep:
+        """Send and receive."""
+        self.send(action)
+        return self.receive()
+
+    def start_game(self, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start a new game, even if the last one is not over."""
+        self.game_over = True
+        return self.start_episode(seed)
+
+    def start_episode(self, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """AtariWrapper's reset: a new game where the last one is over, the next life otherwise.
+
+        :return: the first frame, (H, W, 1), and the info
+        """
+        frame, info = self._next_life_or_game(seed)
+        if self.settings.fire_reset:
+            for action in FIRE_RESET_ACTIONS:
+                frame, _, terminated, truncated, info = self.step(action)
+                if terminated or truncated:
+                    # SB3 shows the frame before this one
+                    frame, info = self._next_life_or_game()
+        return frame, info
+
+    def _next_life_or_game(self, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        if not self.game_over:
+            # A no-op leads out of the lost life, or ends the game after all
+            frame, _, _, _, info = self.step(NOOP)
+        if self.game_over:
+            # ale-py takes C++'s int
+            frames, batch_info = self._emulator.reset(seed=None if seed is None else seed % 2**31)
+            frame, info = self._frame(frames), self._info(batch_info)
+            self.lives, self.score, self.game_over = info["lives"], 0.0, False
+        return frame, info
+
+    def _frame(self, frames: np.ndarray) -> np.ndarray:
+        return frames.reshape(self.settings.height, self.settings.width, 1)
+
+    @staticmethod
+    def _info(batch_info: dict[str, np.ndarray]) -> dict[str, Any]:
+        """AtariEnv's."""
+        return {name: int(batch_info[name][0]) for name in ("lives", "episode_frame_number", "frame_number")}
+
+    def _log_game(self, info: dict[str, Any]) -> dict[str, Any]:
+        """Monitor's: of whole games, scores are raw, lengths are emulator frames, no-op starts included."""
+        episode = {
+            "r": round(self.score, 6),
+            "l": info["episode_frame_number"],
+            "t": round(time.time() - self._t_start, 6),
+        }
+        if self._results_writer is not None:
+            self._results_writer.write_row(episode)
+        return episode
+
+    def close(self) -> None:
+        """Close the Monitor's file. The emulator's thread ends with the object."""
+        if self._results_writer is not None:
+            self._results_writer.close()
+
+
+class AtariVecEnv(VecEnv):
+    """Native environments in the place of SB3's ``DummyVecEnv`` of Atari games.
+
+    Same games, same preprocessing, same observations (uint8, (84, 84, 1)), same ``monitor.csv`` files, and each
+    emulator runs in C++ in a thread of its own: ``step_async`` starts them and returns at once, ``step_wait`` waits
+    for them. The same seed and actions give the same stream, however the threads run. Differences from SB3's:
+
+    - the maximum of two frames is taken of their greys, SB3's is of their colours: frames differ in few pixels, by
+      less than a grey level on average. The last frame of a game, which nobody learns from, may differ more;
+    - games start with 0 to ``noop_max - 1`` no-ops, SB3's with 1 to ``noop_max``. What a game rewards during those (a
+      few, like Skiing, do) is not in its score, and the cap on a game's frames does not count them;
+    - where FIRE at an episode's start ends that episode, SB3's first observation is one of the old episode, here it is
+      one of the new;
+    - ``reset()`` starts new games; SB3's goes on with those that are not over.
+
+    They cannot be rendered.
+
+    :param venv: SB3's environments, which are closed; the monitor files change hands
+    :raises InvalidInput: on anything in ``venv`` that native environments would do otherwise; it is left as it is
+    """
+
+    def __init__(self, venv: VecEnv) -> None:
+        if not isinstance(venv, DummyVecEnv):
+            raise InvalidInput(f"native environments take the place of a DummyVecEnv, not a {type(venv).__name__}.")
+        self.settings = read_settings(venv.envs[0])
+        self._wrapper_classes = list(find_wrappers(venv.envs[0]))
+        self.games = [Game(self.settings, env) for env in venv.envs]
+        self._is_stepping = False
+        super().__init__(venv.num_envs, venv.observation_space, venv.action_space)
+        self._seeds = venv._seeds  # of the first reset
+        venv.close()
+
+    def reset(self) -> np.ndarray:
+        """Start new games. Seeds are used once; ale-py's games have no options.
+
+        :return: (n_envs, height, width, 1), uint8
+        """
+        self._finish_step()
+        frames = []
+        for i, (game, seed) in enumerate(zip(self.games, self._seeds, strict=True)):
+            frame, self.reset_infos[i] = game.start_game(seed)
+            frames.append(frame)
+        self._reset_seeds()
+        self._reset_options()
+        return np.stack(frames)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Let all emulators start on a step.
+
+        :param actions: (n_envs,), whole numbers
+        :raises InvalidInput: on an action that the game does not have
+        """
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or not all(self.action_space.contains(action) for action in actions):
+            # An emulator would wait for another one forever
+            raise InvalidInput(f"actions must be {self.num_envs} of {self.action_space}, not {actions}.")
+        for game, action in zip(self.games, actions.tolist(), strict=True):
+            game.send(action)
+        self._is_stepping = True
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """:return: observations (n_envs, height, width, 1), rewards, dones, infos; cf. SB3's ``DummyVecEnv``"""
+        frames: list[np.ndarray] = []
+        rewards = np.empty(self.num_envs, dtype=np.float32)
+        dones = np.empty(self.num_envs, dtype=bool)
+        infos: list[dict[str, Any]] = []
+        for i, game in enumerate(self.games):
+            frame, reward, terminated, truncated, info = game.receive()
+            rewards[i] = np.sign(reward) if self.settings.clip_reward else reward
+            dones[i] = terminated or truncated
+            info["TimeLimit.truncated"] = truncated and not terminated
+            if dones[i]:
+                info["terminal_observation"] = frame
+                frame, self.reset_infos[i] = game.start_episode()
+            frames.append(frame)
+            infos.append(info)
+        self._is_stepping = False
+        return np.stack(frames), rewards, dones, infos
+
+    def _finish_step(self) -> None:
+        if self._is_stepping:
+            self.step_wait()
+
+    def close(self) -> None:
+        """End the emulators and close the monitor files."""
+        self._finish_step()
+        for game in self.games:
+            game.close()
+        self.games = []
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Attributes of the :class:`Game` objects: ``spec``, ``lives``, ``score``, ..."""
+        return [getattr(game, attr_name) for game in self._get_target_games(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of the :class:`Game` objects."""
+        for game in self._get_target_games(indices):
+            setattr(game, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of the :class:`Game` objects, ``get_action_meanings`` for example."""
+        return [getattr(game, method_name)(*method_args, **method_kwargs) for game in self._get_target_games(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """Whether the games do what the wrapper did in the environments they replace, Monitor for example."""
+        is_wrapped = any(issubclass(ours, wrapper_class) for ours in self._wrapper_classes)
+        return [is_wrapped for _ in self._get_indices(indices)]
+
+    def _get_target_games(self, indices: VecEnvIndices) -> Sequence[Game]:
+        return [self.games[i] for i in self._get_indices(indices)]
