@@ -78,11 +78,11 @@ class AtariSettings:
     max_frames: int
 
 
-def find_wrappers(env: gym.Env) -> dict[type[gym.Wrapper], Any]:
-    """:return: the wrappers of an environment by their class, from outside in"""
-    wrappers: dict[type[gym.Wrapper], Any] = {}
+def wrappers_of(env: gym.Env) -> list[Any]:
+    """:return: the wrappers of an environment, from outside in"""
+    wrappers = []
     while isinstance(env, gym.Wrapper):
-        wrappers[type(env)] = env
+        wrappers.append(env)
         env = env.env
     return wrappers
 
@@ -104,14 +104,11 @@ def read_settings(env: gym.Env) -> AtariSettings:
     if kwargs["frameskip"] != 1:
         raise InvalidInput(f"native environments need a game without frame skip of its own, and {spec.id} has one.")
 
-    wrappers = find_wrappers(env)
-    if list(wrappers) != [wrapper for wrapper in WRAPPERS if wrapper in wrappers]:
-        unknown_wrappers = [wrapper.__name__ for wrapper in wrappers if wrapper not in WRAPPERS]
-        raise InvalidInput(
-            f"native environments know no {', '.join(unknown_wrappers)}."
-            if unknown_wrappers
-            else "native environments know the wrappers of AtariWrapper in its order only."
-        )
+    wrappers = {type(wrapper): wrapper for wrapper in wrappers_of(env)}
+    if unknown_wrappers := [wrapper.__name__ for wrapper in wrappers if wrapper not in WRAPPERS]:
+        raise InvalidInput(f"native environments know no {', '.join(unknown_wrappers)}.")
+    if [type(wrapper) for wrapper in wrappers_of(env)] != [wrapper for wrapper in WRAPPERS if wrapper in wrappers]:
+        raise InvalidInput("native environments know the wrappers of AtariWrapper once each, in its order.")
     if WarpFrame not in wrappers or Monitor not in wrappers:
         raise InvalidInput("native environments do what AtariWrapper does: env_wrapper must name it.")
     monitor = wrappers[Monitor]

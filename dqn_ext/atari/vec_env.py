@@ -11,7 +11,7 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from dqn_ext.atari.settings import AtariSettings, find_wrappers, read_settings
+from dqn_ext.atari.settings import AtariSettings, read_settings, wrappers_of
 from dqn_ext.errors import InvalidInput
 
 NOOP, FIRE = 0, 1
@@ -39,7 +39,7 @@ class Game:
         self.settings = settings
         self.spec, self.action_space, self.observation_space = env.spec, env.action_space, env.observation_space
         self.action_meanings: list[str] = env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
-        monitor: Monitor = find_wrappers(env)[Monitor]
+        (monitor,) = (wrapper for wrapper in wrappers_of(env) if isinstance(wrapper, Monitor))
         self._t_start = monitor.t_start
         # The file stays open and changes hands: nothing is lost, nothing is written twice
         self._results_writer: ResultsWriter | None = monitor.results_writer
@@ -170,7 +170,7 @@ class AtariVecEnv(VecEnv):
         if not isinstance(venv, DummyVecEnv):
             raise InvalidInput(f"native environments take the place of a DummyVecEnv, not a {type(venv).__name__}.")
         self.settings = read_settings(venv.envs[0])
-        self._wrapper_classes = list(find_wrappers(venv.envs[0]))
+        self._replaced_wrappers = [type(wrapper) for wrapper in wrappers_of(venv.envs[0])]
         self.games = [Game(self.settings, env) for env in venv.envs]
         self._is_stepping = False
         super().__init__(venv.num_envs, venv.observation_space, venv.action_space)
@@ -252,7 +252,7 @@ class AtariVecEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Whether the games do what the wrapper did in the environments they replace, Monitor for example."""
-        is_wrapped = any(issubclass(ours, wrapper_class) for ours in self._wrapper_classes)
+        is_wrapped = any(issubclass(replaced, wrapper_class) for replaced in self._replaced_wrappers)
         return [is_wrapped for _ in self._get_indices(indices)]
 
     def _get_target_games(self, indices: VecEnvIndices) -> Sequence[Game]:

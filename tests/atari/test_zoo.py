@@ -50,6 +50,7 @@ def test_train_and_enjoy(tmp_path: Path):
         "  frame_stack: 4\n"
         f"  {KEY}\n"
         "  policy: CnnPolicy\n"
+        "  n_timesteps: 600\n"
         "  n_envs: 2\n"
         "  buffer_size: 1000\n"
         "  learning_starts: 100\n"
@@ -57,7 +58,7 @@ def test_train_and_enjoy(tmp_path: Path):
         "  env_kwargs: {max_num_frames_per_episode: 800}\n"
     )
     trained = run_python(
-        f"-m rl_zoo3.train --algo ddqn --env {GAME} -conf {entry} --seed 0 -n 600 --eval-freq 400 --eval-episodes 1",
+        f"-m rl_zoo3.train --algo ddqn --env {GAME} -conf {entry} --seed 0 --eval-freq 400 --eval-episodes 1",
         cwd=tmp_path,
     )
     assert "Training on the Zoo's environments" not in trained.stdout
