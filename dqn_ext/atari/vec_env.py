@@ -61,6 +61,7 @@ class Game:
             max_num_frames_per_episode=settings.max_frames,
         )
         self.lives, self.score, self.game_over = 0, 0.0, True
+        self._is_stepping = False
 
     def get_action_meanings(self) -> list[str]:
         """Cf. ale-py's."""
@@ -68,10 +69,14 @@ class Game:
 
     def send(self, action: int) -> None:
         """Let the emulator start on a step. Returns at once."""
+        self._finish_step()
         self._emulator.send(np.array([action]))
+        self._is_stepping = True
 
     def receive(self) -> GameStep:
         """Wait for the end of the step sent. The reward is raw; ``terminated`` is true of lost lives, too."""
+        # First of all: to wait for a step again that Ctrl-C has interrupted here would be to wait forever
+        self._is_stepping = False
         frames, rewards, terminations, truncations, batch_info = self._emulator.recv()
         reward, terminated, truncated = float(rewards[0]), bool(terminations[0]), bool(truncations[0])
         info = self._info(batch_info)
@@ -85,6 +90,10 @@ class Game:
         self.lives = info["lives"]
         return self._frame(frames), reward, terminated, truncated, info
 
+    def _finish_step(self) -> None:
+        if self._is_stepping:
+            self.receive()
+
     def step(self, action: int) -> GameStep:
         """Send and receive."""
         self.send(action)
@@ -92,6 +101,7 @@ class Game:
 
     def start_game(self, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Start a new game, even if the last one is not over."""
+        self._finish_step()
         self.game_over = True
         return self.start_episode(seed)
 
@@ -172,7 +182,6 @@ class AtariVecEnv(VecEnv):
         self.settings = read_settings(venv.envs[0])
         self._replaced_wrappers = [type(wrapper) for wrapper in wrappers_of(venv.envs[0])]
         self.games = [Game(self.settings, env) for env in venv.envs]
-        self._is_stepping = False
         super().__init__(venv.num_envs, venv.observation_space, venv.action_space)
         self._seeds = venv._seeds  # of the first reset
         venv.close()
@@ -182,7 +191,6 @@ class AtariVecEnv(VecEnv):
 
         :return: (n_envs, height, width, 1), uint8
         """
-        self._finish_step()
         frames = []
         for i, (game, seed) in enumerate(zip(self.games, self._seeds, strict=True)):
             frame, self.reset_infos[i] = game.start_game(seed)
@@ -203,7 +211,6 @@ class AtariVecEnv(VecEnv):
             raise InvalidInput(f"actions must be {self.num_envs} of {self.action_space}, not {actions}.")
         for game, action in zip(self.games, actions.tolist(), strict=True):
             game.send(action)
-        self._is_stepping = True
 
     def step_wait(self) -> VecEnvStepReturn:
         """:return: observations (n_envs, height, width, 1), rewards, dones, infos; cf. SB3's ``DummyVecEnv``"""
@@ -221,16 +228,10 @@ class AtariVecEnv(VecEnv):
                 frame, self.reset_infos[i] = game.start_episode()
             frames.append(frame)
             infos.append(info)
-        self._is_stepping = False
         return np.stack(frames), rewards, dones, infos
-
-    def _finish_step(self) -> None:
-        if self._is_stepping:
-            self.step_wait()
 
     def close(self) -> None:
         """End the emulators and close the monitor files."""
-        self._finish_step()
         for game in self.games:
             game.close()
         self.games = []

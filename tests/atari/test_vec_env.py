@@ -49,14 +49,14 @@ def test_settings_are_read():
     assert native.reset().shape == (1, 42, 42, 1)
 
 
-def play(seed: int, n_steps: int = 150, delay: float = 0.0) -> list[np.ndarray]:
-    """Everything that four sticky games with no-op starts return."""
+def play(seed: int, n_steps: int = 80, delay: float = 0.0) -> list[np.ndarray]:
+    """Everything that three sticky games with no-op starts return."""
     wrapper_kwargs = {"noop_max": 30, "action_repeat_probability": 0.25}
-    native = AtariVecEnv(make("Breakout", n_envs=4, seed=seed, wrapper_kwargs=wrapper_kwargs))
+    native = AtariVecEnv(make("Breakout", n_envs=3, seed=seed, wrapper_kwargs=wrapper_kwargs))
     rng = np.random.default_rng(0)
     stream = [native.reset()]
     for _ in range(n_steps):
-        native.step_async(rng.integers(0, 4, 4))
+        native.step_async(rng.integers(0, 4, 3))
         time.sleep(delay)
         frames, rewards, dones, infos = native.step_wait()
         stream += [frames, rewards, dones, np.array([info["episode_frame_number"] for info in infos])]
@@ -78,7 +78,7 @@ def test_same_seed_same_stream():
         if cores:
             os.sched_setaffinity(0, cores)
     for other in (second, third):
-        assert len(other) == len(first) > 600
+        assert len(other) == len(first) > 320
         for array, twin in zip(first, other, strict=True):
             np.testing.assert_array_equal(array, twin)
     assert any(not np.array_equal(*pair) for pair in zip(first, play(seed=2), strict=False))
@@ -98,9 +98,9 @@ def test_seeds_are_used_once():
 
 
 def test_no_op_starts():
-    native = AtariVecEnv(make("MsPacman", n_envs=8, wrapper_kwargs={"noop_max": 30}))
+    native = AtariVecEnv(make("MsPacman", n_envs=3, wrapper_kwargs={"noop_max": 30}))
     starts = set()
-    for _ in range(5):
+    for _ in range(12):
         native.reset()
         starts |= {info["episode_frame_number"] for info in native.reset_infos}
     assert len(starts) > 10
@@ -108,15 +108,15 @@ def test_no_op_starts():
 
 
 def test_emulators_run_between_sending_and_receiving():
-    native = AtariVecEnv(make("Breakout", n_envs=8))
+    native = AtariVecEnv(make("Breakout", n_envs=4))
     native.reset()
     since, mine_since = time.process_time(), time.thread_time()
-    native.step_async(np.zeros(8, dtype=int))
+    native.step_async(np.zeros(4, dtype=int))
     time.sleep(0.2)
     theirs = (time.process_time() - since) - (time.thread_time() - mine_since)
-    # 32 frames take some milliseconds
-    assert theirs > 0.001
-    assert native.step_wait()[0].shape == (8, 84, 84, 1)
+    # 16 frames take a millisecond and more
+    assert theirs > 0.0003
+    assert native.step_wait()[0].shape == (4, 84, 84, 1)
 
 
 def test_reset_starts_new_games():
@@ -129,6 +129,22 @@ def test_reset_starts_new_games():
     np.testing.assert_array_equal(native.reset(), start)
     assert [info["episode_frame_number"] for info in native.reset_infos] == [8, 8]
     assert native.step(np.array([0, 0]))[3][0]["episode_frame_number"] == 12
+
+
+def test_after_an_interruption():
+    """Ctrl-C leaves some games with a step that nobody waits for."""
+    native = AtariVecEnv(make("Breakout", n_envs=2))
+    start = native.reset()
+    native.step_async(np.array([2, 3]))
+    native.games[0].receive()
+    infos = native.step(np.array([0, 0]))[3]
+    assert [info["episode_frame_number"] for info in infos] == [16, 16]
+    native.step_async(np.array([2, 3]))
+    native.games[0].receive()
+    np.testing.assert_array_equal(native.reset(), start)
+    native.step_async(np.array([2, 3]))
+    native.games[0].receive()
+    native.close()
 
 
 def test_contract(tmp_path):

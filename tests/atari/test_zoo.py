@@ -50,25 +50,25 @@ def test_train_and_enjoy(tmp_path: Path):
         "  frame_stack: 4\n"
         f"  {KEY}\n"
         "  policy: CnnPolicy\n"
-        "  n_timesteps: 600\n"
+        "  n_timesteps: 400\n"
         "  n_envs: 2\n"
         "  buffer_size: 1000\n"
         "  learning_starts: 100\n"
-        "  train_freq: 1\n"
-        "  env_kwargs: {max_num_frames_per_episode: 800}\n"
+        "  train_freq: 8\n"
+        "  env_kwargs: {max_num_frames_per_episode: 500}\n"
     )
     trained = run_python(
-        f"-m rl_zoo3.train --algo ddqn --env {GAME} -conf {entry} --seed 0 --eval-freq 400 --eval-episodes 1",
+        f"-m rl_zoo3.train --algo ddqn --env {GAME} -conf {entry} --seed 0 --eval-freq 200 --eval-episodes 1",
         cwd=tmp_path,
     )
     assert "Training on the Zoo's environments" not in trained.stdout
-    assert "Eval num_timesteps=400" in trained.stdout
+    assert "Eval num_timesteps=200" in trained.stdout
     run = tmp_path / "logs" / "ddqn" / f"{GAME}_1"
     results = load_results(str(run))
     assert len(results) >= 2
     # 0 to 9 no-ops, which the cap does not count
-    assert results["l"].between(300, 809).all()
+    assert results["l"].between(200, 509).all()
 
-    played = run_python(f"-m rl_zoo3.enjoy --algo ddqn --env {GAME} -f logs --no-render -n 250", cwd=tmp_path)
+    played = run_python(f"-m rl_zoo3.enjoy --algo ddqn --env {GAME} -f logs --no-render -n 130", cwd=tmp_path)
     assert "Atari Episode Score" in played.stdout
     assert len(load_results(str(run))) == len(results), "enjoy leaves the files of training alone"
