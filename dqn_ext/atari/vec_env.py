@@ -163,9 +163,11 @@ class AtariVecEnv(VecEnv):
     for them. The same seed and actions give the same stream, however the threads run. Differences from SB3's:
 
     - the maximum of two frames is taken of their greys, SB3's is of their colours: frames differ in few pixels, by
-      less than a grey level on average. The last frame of a game, which nobody learns from, may differ more;
+      less than a grey level on average;
+    - the very frame in which a game ends is not looked at: the game's ``terminal_observation`` shows those before it,
+      which matters only where the cap ends a game;
     - games start with 0 to ``noop_max - 1`` no-ops, SB3's with 1 to ``noop_max``. What a game rewards during those (a
-      few, like Skiing, do) is not in its score, and the cap on a game's frames does not count them;
+      few, like Skiing, do) is not in its score, and the cap on a game's frames does not count them, while ``l`` does;
     - where FIRE at an episode's start ends that episode, SB3's first observation is one of the old episode, here it is
       one of the new;
     - ``reset()`` starts new games; SB3's goes on with those that are not over.
