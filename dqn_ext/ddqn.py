@@ -1,6 +1,7 @@
 """Double DQN (van Hasselt, Guez, Silver 2016, https://arxiv.org/abs/1509.06461) on top of SB3's DQN."""
 
 import io
+import math
 import pathlib
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -25,7 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_w
 from stable_baselines3.dqn.policies import DQNPolicy, MlpPolicy, MultiInputPolicy
 from torch.nn import functional as F
 
-from dqn_ext.errors import InvalidInput
+from dqn_ext.errors import Diverged, InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
 from dqn_ext.learner import Learner, choose_dtype
 from dqn_ext.overlap import Meanwhile
@@ -95,10 +96,23 @@ class DDQN(DQN):
 
     _learner: Learner | None = None  # not before learning starts: an agent that only plays needs none
 
+    @property
+    def is_learning(self) -> bool:
+        """Whether there has been an update: from then on the networks compute in ``precision``."""
+        return self._learner is not None
+
+    def prepare_learning(self) -> Learner:
+        """Set the networks to ``precision``, as the first update does."""
+        if self._learner is None or self._learner.policy is not self.policy:
+            self._learner = Learner(self.policy, self.device, self.precision)
+        return self._learner
+
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Sample the replay memory and follow the gradient of the Huber loss, ``gradient_steps`` times.
 
         With ``overlap`` that happens during the environments' next step, if there is one.
+
+        :raises Diverged: where the loss or its gradient is infinite or not a number
         """
         if self._learns_meanwhile and self.num_timesteps < self._total_timesteps:
             self._due = gradient_steps, batch_size
@@ -113,8 +127,7 @@ class DDQN(DQN):
         if isinstance(self.replay_buffer, FrameReplayBuffer):
             # Progress passes 1 where training stops a little late
             self.replay_buffer.anneal(min(1 - self._current_progress_remaining, 1.0))
-        if self._learner is None or self._learner.policy is not self.policy:
-            self._learner = Learner(self.policy, self.device, self.precision)
+        learner = self.prepare_learning()
         # Mean loss, Q-value, |TD error| and gradient norm of each update
         health: list[th.Tensor] = []
         for _ in range(gradient_steps):
@@ -129,7 +142,7 @@ class DDQN(DQN):
                 losses = replay_data.weights * losses
             loss = losses.mean()
 
-            grad_norm = self._learner.step(loss, self.max_grad_norm)
+            grad_norm = learner.step(loss, self.max_grad_norm)
 
             with th.no_grad():
                 td_errors = (target_q_values - current_q_values).abs()
@@ -159,6 +172,13 @@ class DDQN(DQN):
     def _log_training(self, health: list[th.Tensor]) -> None:
         # One copy to the host for all updates
         loss, q_value, td_error, grad_norm = th.stack(health).mean(dim=0).tolist()
+        # No later update mends it
+        for name, value in (("loss", loss), ("gradient's norm", grad_norm)):
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"Learning has diverged: the {name} is {value} at step {self.num_timesteps}; "
+                    f"a lower learning_rate, or clipped rewards, may keep it finite."
+                )
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/loss", loss)
         self.logger.record("train/q_value_mean", q_value)

@@ -6,3 +6,10 @@ class InvalidInput(ValueError):
 
     The Zoo's commands print the sentence alone, without a traceback (see :mod:`dqn_ext.zoo`).
     """
+
+
+class Diverged(ValueError):
+    """The loss is infinite or not a number: one sentence, printed as that of :class:`InvalidInput` is.
+
+    A ``ValueError``, since the Zoo prunes the trial of a hyperparameter search that ends in one.
+    """

@@ -17,7 +17,7 @@ from stable_baselines3.common.preprocessing import is_image_space_channels_first
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from dqn_ext.errors import InvalidInput
+from dqn_ext.errors import Diverged, InvalidInput
 from dqn_ext.replay import files
 from dqn_ext.replay.frame_stores import STORES, DeviceStore, FrameStore
 from dqn_ext.replay.stacks import StackLayout
@@ -423,11 +423,11 @@ class FrameReplayBuffer(ReplayBuffer):
 
         :param indices: (B,), as sampled
         :param td_errors: (B,)
-        :raises ValueError: on a TD error that is no number; the priorities stay as they were
+        :raises Diverged: on a TD error that is no number; the priorities stay as they were
         """
         priorities = np.abs(td_errors.astype(np.float64)) + 1e-6
         if not np.isfinite(priorities).all():
-            raise ValueError("A TD error is infinite or not a number: learning has diverged.")
+            raise Diverged("A TD error is infinite or not a number: learning has diverged.")
         self._max_priority = max(self._max_priority, float(priorities.max()))
         self._priorities.set(indices, priorities**self.priority_exponent)
 
@@ -458,12 +458,13 @@ class FrameReplayBuffer(ReplayBuffer):
             "buffer_size": self.buffer_size,
             "size": size,
             "pos": self.pos,
-            "has_priorities": self.priority_exponent > 0,
+            "priority_exponent": self.priority_exponent,
             "n_finals": int(arrays["has_final"].sum()),
         }
         if self.priority_exponent > 0:
             leaves = positions[:, None] * self.n_envs + np.arange(self.n_envs)
-            arrays["priorities"] = self._priorities.get(leaves) ** (1 / self.priority_exponent)
+            arrays["priorities"] = self._priorities.get(leaves)  # to the power of the exponent
+            header["max_priority"] = self._max_priority
         files.write(path, header, arrays, self._saved_frames(positions, arrays["has_final"]))
 
     def _saved_frames(self, positions: np.ndarray, has_final: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -551,10 +552,12 @@ class FrameReplayBuffer(ReplayBuffer):
         if self.priority_exponent > 0:
             leaves = positions[:, None] * n_envs + np.arange(n_envs)
             self._priorities.set(leaves.reshape(-1), self._max_priority**self.priority_exponent)
-            if header.get("has_priorities"):
+            if header["priority_exponent"] > 0:
                 priorities = reader.array("priorities", (size, n_envs), np.float64)
-                self._max_priority = max(1.0, float(priorities.max()))
-                self._priorities.set(leaves.reshape(-1), priorities.reshape(-1) ** self.priority_exponent)
+                self._max_priority = float(header["max_priority"])
+                # Exactly what it was, where the exponent is the same
+                exponent = self.priority_exponent / header["priority_exponent"]
+                self._priorities.set(leaves.reshape(-1), priorities.reshape(-1) ** exponent)
 
     def _next_frames_of_newest(self) -> Any:
         """The newest transitions' next stacks, (n_envs, n_stack, frame_size), final frames left out."""

@@ -1,5 +1,8 @@
 """The Zoo's experiment manager, for ddqn."""
 
+import argparse
+import re
+import sys
 from collections import OrderedDict
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,12 +13,15 @@ import gymnasium as gym
 import optuna
 from gymnasium import spaces
 from rl_zoo3 import exp_manager
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import ProgressBarCallback
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from dqn_ext import atari
+from dqn_ext.checkpoint import CheckpointFolder, ResumeCallback, Unusable, differences
 from dqn_ext.ddqn import DDQN, check_model_file
-from dqn_ext.errors import InvalidInput
+from dqn_ext.errors import Diverged, InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
 from dqn_ext.learner import choose_dtype
 from dqn_ext.zoo import HYPERPARAMS_DIR
@@ -32,13 +38,29 @@ ZOO_KEYS = {
     "env_kwargs",
     "monitor_kwargs",
     "callback",
+    "checkpoint_freq",
 }
+# Of the command line, what decides the course of a run beside its hyperparameters
+SETTINGS = (
+    "n_timesteps",
+    "eval_freq",
+    "n_eval_episodes",
+    "n_eval_envs",
+    "trained_agent",
+    "env_kwargs",
+    "eval_env_kwargs",
+    "vec_env_class",
+)
 
 
 class ExperimentManager(exp_manager.ExperimentManager):
     """Finds the packaged hyperparameters, and refuses what cannot work before anything is written."""
 
     trial_id: int | None
+    seed: int
+    save_path: str
+    monitor_kwargs: dict[str, Any]
+    _resume: ResumeCallback | None = None
 
     def __init__(self, args: Any, algo: str, *rest: Any, config: str | None = None, **kwargs: Any) -> None:
         super().__init__(args, algo, *rest, config=config, **kwargs)
@@ -81,14 +103,101 @@ class ExperimentManager(exp_manager.ExperimentManager):
         if self.algo != "ddqn":
             return super()._preprocess_hyperparams(hyperparams)
         check_names(hyperparams, ZOO_KEYS | argument_names(DDQN))
+        checkpoint_freq = hyperparams.pop("checkpoint_freq", 0)
+        settings = {name: _in_words(value) for name, value in hyperparams.items()}
         processed = super()._preprocess_hyperparams(hyperparams)
         hyperparams, env_wrapper, *_ = processed
-        check_values({**hyperparams, "n_envs": self.n_envs})
+        check_values({**hyperparams, "n_envs": self.n_envs, "checkpoint_freq": checkpoint_freq})
         choose_dtype(hyperparams.get("precision", "float32"), get_device(self.device))
         self._check_action_space(env_wrapper)
         if self.continue_training:
             check_model_file(Path(self.trained_agent))
+        if checkpoint_freq and not self.optimize_hyperparameters:
+            settings |= {name: _in_words(getattr(self, name)) for name in SETTINGS}
+            settings |= {"algo": self.algo, "env": self.env_name.gym_id}
+            self._open_checkpoints(checkpoint_freq, settings)
         return processed
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _open_checkpoints(self, freq: int, settings: dict[str, str]) -> None:
+        """Go on with a run of these settings that has not come to its end, or begin a new one."""
+        if _seed_is_given():
+            settings["seed"] = repr(self.seed)
+        self._resume = self._unfinished_run(freq, settings) or ResumeCallback(self.save_path, freq, settings)
+        if self._resume.resumes:
+            self.save_path = str(self._resume.run)
+            self.params_path = f"{self.save_path}/{self.env_name}"
+            self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": False}
+            self.seed = self.args.seed = int(self._resume.settings["seed"])
+        else:
+            self._resume.settings["seed"] = repr(self.seed)
+
+    def _unfinished_run(self, freq: int, settings: dict[str, str]) -> ResumeCallback | None:
+        """The newest run of these settings that has checkpoints; why another is not gone on with is said."""
+        runs = {}
+        for folder in Path(self.log_path).glob(f"{self.env_name}_[0-9]*/checkpoint"):
+            if number := re.match(r"\d+", folder.parent.name[len(self.env_name) + 1 :]):
+                runs[folder.parent] = int(number[0])
+        told = False
+        for run in sorted(runs, key=lambda run: runs[run], reverse=True):
+            mismatches = self._mismatches(CheckpointFolder(run / "checkpoint"), settings)
+            if "" in mismatches:
+                try:
+                    return ResumeCallback(run, freq, settings)
+                except InvalidInput as error:
+                    print(f"{error} This is not a continuation of it.", file=sys.stderr)
+            elif mismatches and not told:
+                print(f"{run} has not come to its end, but it is another run than this: {mismatches[0]}")
+                told = True
+        return None
+
+    @staticmethod
+    def _mismatches(folder: CheckpointFolder, settings: dict[str, str]) -> list[str]:
+        """Of each checkpoint; empty where there is none, or where only a closer look can tell."""
+        mismatches = []
+        for step in folder.steps():
+            try:
+                mismatches.append(differences(folder.about(step)["settings"], settings))
+            except Unusable:
+                mismatches.append("")
+        return mismatches
+
+    def create_callbacks(self) -> None:
+        """Cf. the Zoo's. Checkpoints come first: the others then find the state they go on from."""
+        super().create_callbacks()
+        if self._resume is not None:
+            self.callbacks.insert(0, self._resume)
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """Cf. the Zoo's.
+
+        :raises Diverged: where the loss is infinite or not a number; the last good state is named
+        """
+        if self._resume is None:
+            super().learn(model)
+            return
+        # Before the Zoo would take a KeyboardInterrupt for the wish to end the run
+        self._resume.catch_signals()
+        try:
+            super().learn(model)
+        except Diverged as error:
+            good = self._resume.folder.at(self._resume.folder.steps()[0])
+            raise Diverged(
+                f"{error} The last good state is {good}; -i {good}/model.zip goes on from its agent, "
+                f"with other hyperparameters."
+            ) from error
+        finally:
+            # The Zoo does so for the first callback only
+            for callback in self.callbacks:
+                if isinstance(callback, (ProgressBarCallback, ResumeCallback)):
+                    callback.on_training_end()
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """Cf. the Zoo's. A run that has come to its end needs its checkpoints no more."""
+        super().save_trained_model(model)
+        if self._resume is not None:
+            self._resume.folder.clear()
 
     def _check_action_space(self, env_wrapper: Any) -> None:
         env = gym.make(self.env_name.gym_id, **self.env_kwargs)
@@ -111,3 +220,15 @@ class ExperimentManager(exp_manager.ExperimentManager):
         """Cf. the Zoo's. The search space refines the entry, which it finds in ``trial.entry``."""
         trial.entry = self._hyperparams
         return super().objective(trial)
+
+
+def _in_words(value: Any) -> str:
+    """The same in another process: without the addresses that functions are written with."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _seed_is_given() -> bool:
+    """The Zoo draws a seed where none is given, and keeps no note of it."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--seed", type=int, default=-1)
+    return parser.parse_known_args(sys.argv[1:])[0].seed >= 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any
 
-from dqn_ext.errors import InvalidInput
+from dqn_ext.errors import Diverged, InvalidInput
 from dqn_ext.zoo import zoo_attribute
 
 
@@ -152,7 +152,7 @@ def print_one_sentence() -> None:
     previous: Callable[..., Any] = sys.excepthook
 
     def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if isinstance(error, InvalidInput) or "not found in gym registry" in str(error):
+        if isinstance(error, (InvalidInput, Diverged)) or "not found in gym registry" in str(error):
             print(f"Error: {error}", file=sys.stderr)
         else:
             previous(kind, error, traceback)
