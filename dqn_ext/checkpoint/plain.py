@@ -49,8 +49,8 @@ def attributes(layer: object) -> dict[str, Any]:
 def set_attributes(layer: object, state: dict[str, Any]) -> None:
     """The inverse of :func:`attributes`, for an object that was built alike."""
     for name, value in state.items():
-        if name in vars(layer):
-            setattr(layer, name, decode(value, getattr(layer, name)))
+        # Some have no such attribute before their first reset
+        setattr(layer, name, decode(value, vars(layer).get(name)))
 
 
 def _is_constant(value: Any) -> bool:

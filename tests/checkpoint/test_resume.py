@@ -1,0 +1,257 @@
+"""A run that died and went on is the run that never died: every part of it, bit for bit."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+from dqn_ext.checkpoint import CheckpointFolder, callback
+from dqn_ext.errors import Diverged, InvalidInput
+from tests.checkpoint.runs import FREQ, TOTAL, Run, assert_same, interrupt, outcome
+
+KINDS = {
+    "one environment": {"precision": "auto"},
+    "two environments, prioritized, three steps": {
+        "n_envs": 2,
+        "train_freq": 2,
+        "n_steps": 3,
+        "replay_buffer_kwargs": {"store": "raw", "priority_exponent": 0.6, "importance_exponent": 0.3},
+    },
+    "CartPole, normalized": {"env": "CartPole-v1", "n_steps": 3, "learning_rate": lambda progress: 1e-3 * progress},
+    "episodes": {"env": "MountainCar-v0", "train_freq": (1, "episode"), "gradient_steps": 20},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = th.get_num_threads()
+    th.set_num_threads(1)
+    yield
+    th.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_run(tmp_path, kind, capsys):
+    """Never interrupted and without checkpoints; with checkpoints; and interrupted twice."""
+    kwargs = KINDS[kind]
+    alone = Run(tmp_path / "alone", freq=0, **kwargs)
+    wanted = outcome(alone.learn(), tmp_path / "alone")
+
+    with_checkpoints = Run(tmp_path / "with", **kwargs)
+    assert_same(outcome(with_checkpoints.learn(), tmp_path / "with"), wanted)
+
+    if kind == "episodes":
+        interrupt(tmp_path / "dead", 250, **kwargs)
+    else:
+        # Between two evaluations; and after one, whose best agent must not stay
+        interrupt(tmp_path / "dead", FREQ * 2 + 10, **kwargs)
+        interrupt(tmp_path / "dead", 190 if "CartPole" in kind else FREQ * 5 + 10, **kwargs)
+    last = Run(tmp_path / "dead", **kwargs)
+    assert last.resume.resumes
+    capsys.readouterr()
+    assert_same(outcome(last.learn(), tmp_path / "dead"), wanted)
+    assert f"of {TOTAL}, kept in {tmp_path}/dead/checkpoint/" in capsys.readouterr().out
+
+
+def test_rotation_and_files(tmp_path):
+    """Two checkpoints are kept; what was written to the run's folder after the last one is taken back."""
+    interrupt(tmp_path, FREQ * 3 + 5)
+    folder = CheckpointFolder(tmp_path / "checkpoint")
+    assert folder.steps() == [FREQ * 3, FREQ * 2]
+    assert sorted(path.name for path in folder.at(FREQ * 3).iterdir()) == [
+        "manifest.json",
+        "model.zip",
+        "replay_buffer.pkl",
+        "run",
+        "state.pt",
+    ]
+    kept = (folder.at(FREQ * 3) / "run" / "0.monitor.csv").read_bytes()
+    with (tmp_path / "0.monitor.csv").open("ab") as file:
+        file.write(b"1.0,50,2.5\n1.0,")
+    (tmp_path / "evaluations.npz").write_bytes(b"torn")
+    run = Run(tmp_path)
+    run.close()
+    assert (tmp_path / "0.monitor.csv").read_bytes() == kept
+    assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist() == [100]
+
+
+def test_games_in_other_processes_start_anew(tmp_path, capsys):
+    """Their state cannot be read: everything else goes on, and it is said."""
+    kwargs = {"env": "CartPole-v1", "n_envs": 2, "train_freq": 2, "vec_env_cls": SubprocVecEnv}
+    interrupt(tmp_path, 100, **kwargs)
+    rows = [len((tmp_path / f"{i}.monitor.csv").read_text().splitlines()) for i in range(2)]
+    run = Run(tmp_path, **kwargs)
+    statistics = th.load(tmp_path / "checkpoint" / "80" / "state.pt", weights_only=True)["normalization"]
+    model = run.learn()
+    # Gone on with, not begun anew
+    assert run.env.obs_rms.count > statistics["obs_rms"]["part"]["count"] + TOTAL - 90
+    said = capsys.readouterr().out
+    assert f"Going on from step 80 of {TOTAL}" in said
+    assert "its games start anew (a SubprocVecEnv's cannot be read)" in said
+    assert model.num_timesteps == TOTAL
+    for i in range(2):
+        lines = (tmp_path / f"{i}.monitor.csv").read_text().splitlines()
+        assert sum(line.startswith("#") for line in lines) == 1
+        assert len(lines) > rows[i]
+
+
+# ---------------------------------------------------------------------- signals
+
+
+class Signal(BaseCallback):
+    """Sends one to this process at a step."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__()
+        self.number, self.step = number, step
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == self.step:
+            signal.raise_signal(self.number)
+        return True
+
+
+@pytest.mark.parametrize("name", callback.EXIT_CODES)
+def test_signals(tmp_path, name, capsys):
+    """Kept at once, not at the next interval; the handlers are put back; and the run ends as if nothing had been."""
+    wanted = outcome(Run(tmp_path / "alone", freq=0, env="CartPole-v1").learn(), tmp_path / "alone")
+    assert {100, 200, 300} == set(wanted["timesteps"])  # the games of evaluations go on, too
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    run = Run(tmp_path / "run", env="CartPole-v1", others=(Signal(number, 150),))
+    with pytest.raises(SystemExit) as left:
+        run.learn()
+    assert left.value.code == {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}[name]
+    assert signal.getsignal(number) is before
+    # train_freq is 4: 150 is in the midst of a rollout
+    assert f"{name}: step 152 is kept in {tmp_path}/run/checkpoint/152" in capsys.readouterr().out
+    run.close()
+    last = Run(tmp_path / "run", env="CartPole-v1")
+    assert_same(outcome(last.learn(), tmp_path / "run"), wanted)
+
+
+def test_a_second_signal_ends_the_process(tmp_path):
+    """Whatever the first one is waiting for."""
+    code = f"""
+import signal
+from pathlib import Path
+from tests.checkpoint.runs import Run
+from tests.checkpoint.test_resume import Signal
+Run(Path({str(tmp_path)!r}), others=(Signal(signal.SIGINT, 150), Signal(signal.SIGINT, 150)), env="CartPole-v1").learn()
+"""
+    process = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True)
+    assert process.returncode == -signal.SIGINT
+    assert CheckpointFolder(tmp_path / "checkpoint").steps() == [120, 80]
+
+
+# ---------------------------------------------------------------------- divergence
+
+
+class Poison(BaseCallback):
+    """Makes one reward infinite, as a broken environment may."""
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == 150:
+            self.training_env.old_reward[:] = np.inf
+        return True
+
+
+def test_an_infinite_loss(tmp_path):
+    run = Run(tmp_path, env="CartPole-v1", others=(Poison(),), batch_size=150)
+    run.env.norm_reward = False
+    with pytest.raises(Diverged, match=r"Learning has diverged: the loss is (inf|nan) at step 1[56]"):
+        run.learn()
+    run.close()
+    assert CheckpointFolder(tmp_path / "checkpoint").steps() == [120, 80]
+    for weights in Run(tmp_path, env="CartPole-v1").model.policy.parameters():
+        assert weights.isfinite().all()
+
+
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path):
+    run = Run(tmp_path, env="CartPole-v1", learning_starts=10_000)
+    with th.no_grad():
+        next(run.model.policy.parameters())[0] = np.nan
+    with pytest.raises(Diverged, match="a weight is infinite or not a number at step 0"):
+        run.learn()
+    run.close()
+    assert not list((tmp_path / "checkpoint").glob("[0-9]*"))
+
+
+# ---------------------------------------------------------------------- what does not fit
+
+
+def test_other_settings(tmp_path, capsys):
+    interrupt(tmp_path, FREQ + 5, env="CartPole-v1", settings={"gamma": "0.9", "seed": "5"})
+    with pytest.raises(InvalidInput, match=r"None of the checkpoints in .* can be used; remove it to start anew"):
+        Run(tmp_path, env="CartPole-v1", settings={"gamma": "0.8"})
+    assert "it is of another run (gamma is 0.9 there and 0.8 here)" in capsys.readouterr().err
+    run = Run(tmp_path, env="CartPole-v1", settings={"gamma": "0.9"})
+    assert run.resume.settings["seed"] == "5"
+    run.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"env": "MountainCar-v0"}, "its observation space is Box.* and here it is Box"),
+        ({"n_envs": 2}, "its environments is 1, and here it is 2"),
+        ({"policy_kwargs": {"net_arch": [3]}}, "size mismatch"),
+    ],
+)
+def test_another_game_or_agent(tmp_path, changes, sentence):
+    interrupt(tmp_path, FREQ + 5, env="CartPole-v1")
+    run = Run(tmp_path, **{"env": "CartPole-v1", **changes})
+    with pytest.raises(InvalidInput, match=rf"(?s)The run cannot go on from {tmp_path}/checkpoint/40: .*{sentence}"):
+        run.learn()
+    run.close()
+
+
+def test_two_processes(tmp_path):
+    """Only one of them may write."""
+    run = Run(tmp_path, env="CartPole-v1")
+    code = f"""
+from pathlib import Path
+from dqn_ext.checkpoint import ResumeCallback
+ResumeCallback(Path({str(tmp_path)!r}), 10)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert f"InvalidInput: {tmp_path} is being trained by another process." in process.stderr
+    run.close()
+
+
+# ---------------------------------------------------------------------- kills
+
+
+def kill_loop(folder: Path, options: str) -> str:
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.checkpoint.kill_loop", str(folder), *options.split()],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_a_few_kills(tmp_path):
+    said = kill_loop(tmp_path, "--kills 3 --in-writing 24")
+    assert "3 kills" in said
+    assert "killed at " in said
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(tmp_path):
+    assert "100 kills" in kill_loop(tmp_path, "--kills 100")
+
+
+@pytest.mark.slow
+def test_kills_at_each_call_of_a_checkpoints_writing(tmp_path):
+    assert "killed at " in kill_loop(tmp_path, "--in-writing 1")
