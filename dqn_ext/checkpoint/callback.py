@@ -79,7 +79,7 @@ class ResumeCallback(BaseCallback):
         return self._from is not None
 
     def _check_settings(self, about: dict[str, Any]) -> None:
-        if other := differences(about["settings"], self.settings):
+        if other := differences(about.get("settings", {}), self.settings):
             raise Unusable(f"is of another run ({other})")
 
     # ------------------------------------------------------------------ going on

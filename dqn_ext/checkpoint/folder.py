@@ -123,6 +123,8 @@ class CheckpointFolder:
                 )
             if manifest["step"] != step:
                 raise Unusable(f"is damaged: it is of step {manifest['step']}")
+            if not isinstance(manifest["about"], dict) or not isinstance(manifest["files"], dict):
+                raise TypeError("what it says is no list of files")
             return manifest
         except Unusable:
             raise

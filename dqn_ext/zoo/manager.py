@@ -146,7 +146,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 try:
                     return ResumeCallback(run, freq, settings)
                 except InvalidInput as error:
-                    print(f"{error} This is not a continuation of it.", file=sys.stderr)
+                    print(f"{error} This is a run of its own.", file=sys.stderr)
             elif mismatches and not told:
                 print(f"{run} has not come to its end, but it is another run than this: {mismatches[0]}")
                 told = True
@@ -158,7 +158,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
         mismatches = []
         for step in folder.steps():
             try:
-                mismatches.append(differences(folder.about(step)["settings"], settings))
+                mismatches.append(differences(folder.about(step).get("settings", {}), settings))
             except Unusable:
                 mismatches.append("")
         return mismatches

@@ -1,0 +1,103 @@
+"""The Zoo's own command, ended by a scheduler and run again."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dqn_ext.checkpoint import CheckpointFolder
+from tests.zoo.conftest import run_python
+
+GAME = "BreakoutNoFrameskip-v4"
+TRAIN = (
+    f"-m rl_zoo3.train --algo ddqn --env {GAME} -n 240 --eval-freq 100 --eval-episodes 1 "
+    "--env-kwargs max_num_frames_per_episode:200 "
+    "-params learning_starts:60 buffer_size:200 n_envs:2 gradient_steps:1 checkpoint_freq:40"
+)
+
+
+def test_ended_by_a_signal_and_run_again(tmp_path):
+    """The same run folder, the same seed, one line; no gap and no doubled row; and the end removes the checkpoints."""
+    process = subprocess.Popen(
+        [sys.executable, *shlex.split(TRAIN)],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    run = tmp_path / "logs/ddqn" / f"{GAME}_1"
+    folder = CheckpointFolder(run / "checkpoint")
+    while process.poll() is None and max(folder.steps(), default=0) < 120:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.SIGTERM, said
+    step = folder.steps()[0]
+    assert f"SIGTERM: step {step} is kept in logs/ddqn/{GAME}_1/checkpoint/{step}; the same command goes on" in said
+    seed = yaml.unsafe_load((run / GAME / "args.yml").read_text())["seed"]
+    assert not (run / f"{GAME}.zip").exists()
+
+    # Where another process has it: a run of its own
+    folder.lock()
+    other = run_python(TRAIN, cwd=tmp_path)
+    folder.unlock()
+    assert f"logs/ddqn/{GAME}_1 is being trained by another process. This is a run of its own." in other.stderr
+    assert (tmp_path / "logs/ddqn" / f"{GAME}_2" / f"{GAME}.zip").is_file()
+
+    again = run_python(TRAIN, cwd=tmp_path)
+    assert f"Going on from step {step} of 240, kept in logs/ddqn/{GAME}_1/checkpoint/{step}\n" in again.stdout
+    assert yaml.unsafe_load((run / GAME / "args.yml").read_text())["seed"] == seed
+    assert (run / f"{GAME}.zip").is_file()
+    assert not folder.path.exists()
+    evaluations = np.load(run / "evaluations.npz")
+    assert evaluations["timesteps"].tolist() == [100, 200]
+    for i in range(2):
+        lines = (run / f"{i}.monitor.csv").read_text().splitlines()
+        assert [line for line in lines if line.startswith(("#", "r"))] == lines[:2]
+        rows = np.array([[float(cell) for cell in line.split(",")] for line in lines[2:]])
+        # Whole games of at most 200 frames: they add up to this environment's 480, and those before a game begins
+        assert 400 <= rows[:, 1].sum() <= 480 + 50 * len(rows)
+        assert (np.diff(rows[:, 2]) > 0).all()
+
+
+def test_divergence_is_one_sentence(tmp_path):
+    process = run_python(
+        "-m rl_zoo3.train --algo ddqn --env CartPole-v1 -n 3000 --eval-freq -1 --seed 1 "
+        "-params checkpoint_freq:500 learning_rate:1e20",
+        cwd=tmp_path,
+        check=False,
+    )
+    assert process.returncode == 1
+    sentence = process.stderr.strip().splitlines()[-1]
+    good = "logs/ddqn/CartPole-v1_1/checkpoint/1000"
+    assert sentence.startswith("Error: Learning has diverged: the ")
+    assert f"The last good state is {good}; -i {good}/model.zip goes on from its agent" in sentence
+    assert "Traceback" not in process.stderr
+    # And so it does
+    process = run_python(
+        f"-m rl_zoo3.train --algo ddqn --env CartPole-v1 -n 50 --eval-freq -1 -i {good}/model.zip "
+        "-params checkpoint_freq:500 learning_rate:1e-3",
+        cwd=tmp_path,
+    )
+    assert "CartPole-v1_1 has not come to its end, but it is another run than this: learning_rate is " in process.stdout
+    assert "Loading pretrained agent" in process.stdout
+    assert "Loading replay buffer" in process.stdout
+
+
+@pytest.mark.parametrize("value", ["-1", "0.5"])
+def test_checkpoint_freq(tmp_path, value):
+    process = run_python(
+        f'-m rl_zoo3.train --algo ddqn --env CartPole-v1 -params "checkpoint_freq:{value}"', cwd=tmp_path, check=False
+    )
+    assert process.stderr.strip().splitlines()[-1] == (
+        f"Error: checkpoint_freq must be a whole number of at least 0, not {value}."
+    )
+    assert not Path(tmp_path, "logs").exists()
