@@ -88,7 +88,7 @@ class ResumeCallback(BaseCallback):
         self.catch_signals()
         if self._from is None:
             # At the start, too: to complain now where it cannot be written
-            self._save()
+            self.save()
             return
         path, step, about = self._from
         model = cast(DDQN, self.model)
@@ -138,7 +138,7 @@ class ResumeCallback(BaseCallback):
             self._leave(self._signal)
         if step // self.freq > self._last_step // self.freq:
             try:
-                self._save()
+                self.save()
             except InvalidInput as error:
                 # The disk may have room again at the next one
                 print(f"Warning: {error}", file=sys.stderr, flush=True)
@@ -147,7 +147,12 @@ class ResumeCallback(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint now, between two rollouts, unless there is one of this step.
+
+        :raises InvalidInput: where it cannot be written
+        :raises Diverged: where a weight is no number
+        """
         if self.model.num_timesteps != self._last_step:
             about = {"settings": self.settings, "identity": state.identity(cast(DDQN, self.model))}
             self.folder.write(self.model.num_timesteps, about, self._write_files)
@@ -187,7 +192,7 @@ class ResumeCallback(BaseCallback):
 
     def _leave(self, received: signal.Signals) -> None:
         try:
-            self._save()
+            self.save()
             where = f"step {self._last_step} is kept in {self.folder.at(self._last_step)}"
         except InvalidInput as error:
             where = str(error).rstrip(".")
