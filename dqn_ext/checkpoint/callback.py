@@ -69,7 +69,7 @@ class ResumeCallback(BaseCallback):
         self._handlers: dict[signal.Signals, Any] = {}
         self._last_step = -1
         if self._from is not None:
-            self.settings = self._from.about["settings"]
+            self.settings = self._from.about.get("settings", {})
             self.folder.set_aside_after(self._from.step)
             self._restore_files(self._from.path / "run")
 
@@ -100,7 +100,8 @@ class ResumeCallback(BaseCallback):
             model.load_replay_buffer(path / "replay_buffer.pkl", truncate_last_traj=False)
             reason = state.restore(model, self._others(), kept, int(self.settings.get("seed", 0)) + step)
         except Exception as error:
-            raise InvalidInput(f"The run cannot go on from {path}: {error}") from error
+            reason = " ".join(str(error).split())  # torch's have many lines
+            raise InvalidInput(f"The run cannot go on from {path}: {reason}") from error
         self.num_timesteps = self._last_step = step
         print(
             f"Going on from step {step} of {self.locals['total_timesteps']}, kept in {path}"

@@ -46,6 +46,7 @@ def capture(model: DDQN, callbacks: Mapping[str, BaseCallback]) -> dict[str, Any
         "learns": model.is_learning,
         "games": games,
         "last_step": {name: encode(getattr(model, name)) for name in _LAST_STEP} if isinstance(games, list) else None,
+        "started": model.env.get_attr("t_start") if model.env.has_attr("t_start") else None,
         "normalization": None if model._vec_normalize_env is None else _statistics(model._vec_normalize_env),
         "callbacks": {name: _callback_state(callback) for name, callback in callbacks.items()},
         "evaluation": {
@@ -73,6 +74,10 @@ def restore(model: DDQN, callbacks: Mapping[str, BaseCallback], state: dict[str,
             setattr(model, name, decode(value))
     else:
         reason = str(games)
+        if state["started"] is not None and model.env.has_attr("t_start"):
+            # Since when the monitor files count their seconds
+            for index, time in enumerate(state["started"]):
+                model.env.env_method("set_wrapper_attr", "t_start", time, indices=index)
         model.env.seed(seed % 2**32)
         model._last_obs = model.env.reset()  # type: ignore[assignment]
         if model._vec_normalize_env is not None:

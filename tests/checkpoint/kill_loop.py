@@ -52,7 +52,7 @@ def fork(work: Callable[[], None]) -> int:
     return pid
 
 
-def part_of_run(folder: Path, lifetime: float | None, event: int | None = None) -> tuple[int, int, bool]:
+def part_of_run(env: str, folder: Path, lifetime: float | None, event: int | None = None) -> tuple[int, int, bool]:
     """Run until it is killed or comes to its end.
 
     :param lifetime: in seconds from the first step on
@@ -64,7 +64,7 @@ def part_of_run(folder: Path, lifetime: float | None, event: int | None = None) 
     def work() -> None:
         os.close(reading)
         th.set_num_threads(1)
-        run = Run(folder, others=(Tell(writing),))
+        run = Run(folder, env=env, others=(Tell(writing),))
         if event is not None:
             kill_at(run, event)
         th.save(outcome(run.learn(), folder), folder / "outcome.pt")
@@ -110,19 +110,19 @@ def check_next_start(told: int, first: int) -> None:
         assert told - FREQ <= first <= told, f"killed after step {told}, gone on from {first}"
 
 
-def reference(folder: Path) -> dict[str, Any]:
-    _, last, killed = part_of_run(folder, None)
+def reference(env: str, folder: Path) -> dict[str, Any]:
+    _, last, killed = part_of_run(env, folder, None)
     assert (last, killed) == (TOTAL, False)
     return th.load(folder / "outcome.pt", weights_only=False)
 
 
-def random_kills(folder: Path, kills: int) -> None:
-    wanted = reference(folder / "reference")
+def random_kills(env: str, folder: Path, kills: int) -> None:
+    wanted = reference(env, folder / "reference")
     done, run, told = 0, 0, -1
     begin = time.time()
     while done < kills or told >= 0:
-        lifetime = random.uniform(0.0, 1.5) if done < kills else None
-        first, last, killed = part_of_run(folder / str(run), lifetime)
+        lifetime = random.uniform(0.0, 1.5 if env == "atari" else 0.3) if done < kills else None
+        first, last, killed = part_of_run(env, folder / str(run), lifetime)
         check_next_start(told, first)
         told = max(last, told if first < 0 else -1)
         if killed:
@@ -133,15 +133,15 @@ def random_kills(folder: Path, kills: int) -> None:
     print(f"{done} kills, {run} runs came to the same end, {time.time() - begin:.0f} s")
 
 
-def kills_in_writing(folder: Path, stride: int) -> None:
-    wanted = reference(folder / "reference")
+def kills_in_writing(env: str, folder: Path, stride: int) -> None:
+    wanted = reference(env, folder / "reference")
     event = 1
     while True:
         run = folder / str(event)
-        _, last, killed = part_of_run(run, None, event)
+        _, last, killed = part_of_run(env, run, None, event)
         if not killed:
             break
-        again, _, killed = part_of_run(run, None)
+        again, _, killed = part_of_run(env, run, None)
         check_next_start(last, again)
         assert not killed
         assert_same(th.load(run / "outcome.pt", weights_only=False), wanted)
@@ -153,12 +153,13 @@ def kills_in_writing(folder: Path, stride: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--env", default="atari", help="or CartPole-v1")
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--in-writing", type=int, default=0, help="kill at every n-th call of a checkpoint's writing")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     random.seed(options.seed)
     if options.kills:
-        random_kills(options.folder / "random", options.kills)
+        random_kills(options.env, options.folder / "random", options.kills)
     if options.in_writing:
-        kills_in_writing(options.folder / "writing", options.in_writing)
+        kills_in_writing(options.env, options.folder / "writing", options.in_writing)
