@@ -50,7 +50,7 @@ class Run:
             "monitor_kwargs": {"override_existing": not (self.resume and self.resume.resumes)},
             "vec_env_cls": vec_env_cls,
         }
-        agent: dict[str, Any] = {"learning_starts": 40, "batch_size": 8, "train_freq": 4, "target_update_interval": 40}
+        agent: dict[str, Any] = {"learning_starts": 40, "batch_size": 8, "train_freq": 4, "target_update_interval": 30}
         if env == "atari":
             kwargs = {"env_kwargs": GAME_KWARGS}
             self.env: VecEnv = VecFrameStack(make_atari_env(GAME, n_envs, seed=3, **kwargs, **monitor), 4)
@@ -101,9 +101,9 @@ class Stopped(Exception):
     """See :class:`StopAt`."""
 
 
-def interrupt(folder: Path, step: int, **kwargs: Any) -> None:
+def interrupt(folder: Path, step: int, others: tuple[BaseCallback, ...] = (), **kwargs: Any) -> None:
     """Let a run go on until ``step``."""
-    run = Run(folder, others=(StopAt(step),), **kwargs)
+    run = Run(folder, others=(*others, StopAt(step)), **kwargs)
     try:
         run.learn()
     except Stopped:

@@ -81,6 +81,36 @@ def test_rotation_and_files(tmp_path):
     assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist() == [100]
 
 
+def test_files_of_after_the_checkpoint_are_removed(tmp_path):
+    interrupt(tmp_path, 115, env="CartPole-v1")
+    assert (tmp_path / "evaluations.npz").exists()  # of step 100
+    assert CheckpointFolder(tmp_path / "checkpoint").steps() == [80, 40]
+    Run(tmp_path, env="CartPole-v1").close()
+    assert not (tmp_path / "evaluations.npz").exists()
+    assert not (tmp_path / "best_model.zip").exists()
+    assert (tmp_path / "0.monitor.csv").exists()
+
+
+def test_precision_and_memory_layout_go_on(tmp_path):
+    """From the first step on: actions chosen in another precision, or from turned arrays, may be others."""
+    kept = {}
+
+    class Look(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            observation = self.model._last_obs
+            kept[self.num_timesteps] = self.model.is_learning, observation.strides, observation.tobytes()
+
+        def _on_step(self) -> bool:
+            return True
+
+    interrupt(tmp_path, 90, others=(Look(),), precision="auto")
+    before = kept.pop(80)
+    kept.clear()
+    interrupt(tmp_path, 90, others=(Look(),), precision="auto")
+    assert before[0]
+    assert kept[80] == before
+
+
 def test_games_in_other_processes_start_anew(tmp_path, capsys):
     """Their state cannot be read: everything else goes on, and it is said."""
     kwargs = {"env": "CartPole-v1", "n_envs": 2, "train_freq": 2, "vec_env_cls": SubprocVecEnv}
