@@ -135,6 +135,18 @@ def test_manifests_that_lie(real, tmp_path, changes, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
+def test_another_games_checkpoint(real, tmp_path, capsys):
+    """Copied into this run's folder: it is named, set aside, and the one before it is taken."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(real, folder)
+    rewrite(folder / "120" / "manifest.json", about={"settings": {"env": "PongNoFrameskip-v4"}, "identity": {}})
+    run = Run(tmp_path)
+    run.close()
+    assert f"{folder}/120 is not used: it is of another run (env is PongNoFrameskip-v4 there" in capsys.readouterr().err
+    assert CheckpointFolder(folder).steps() == [80]
+    assert (folder / "120.unusable").is_dir()
+
+
 def test_a_hostile_checkpoint_runs_no_program(real, tmp_path):
     """Checksums and all: what it holds is not unpickled."""
 
