@@ -19,6 +19,7 @@ _COUNTERS = (
     "_n_calls",
     "_n_updates",
     "_num_timesteps_at_last_train",
+    "_due",
     "_current_progress_remaining",
     "exploration_rate",
     "ep_info_buffer",
@@ -127,7 +128,7 @@ def env_state(env: VecEnv) -> list[Any] | str:
             states.append(attributes(env))
             env = env.venv
         if type(env) is not DummyVecEnv:
-            raise NotPlain(f"a {type(env).__name__}'s cannot be read")
+            raise NotPlain(f"the state of {type(env).__name__} cannot be read")
         # Seeds for the next reset, if none has been yet
         states.append({"_seeds": encode(env._seeds), "_options": encode(env._options)})
         states += [[attributes(layer) for layer in _layers(game)] for game in env.envs]

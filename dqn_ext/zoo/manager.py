@@ -187,6 +187,10 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 f"{error} The last good state is {good}; -i {good}/model.zip goes on from its agent, "
                 f"with other hyperparameters."
             ) from error
+        except SystemExit:
+            # A signal's: as the Zoo does on Ctrl-C, for enjoy and the like
+            super().save_trained_model(model)
+            raise
         finally:
             # The Zoo does so for the first callback only
             for callback in self.callbacks:

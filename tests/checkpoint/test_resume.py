@@ -17,6 +17,7 @@ from tests.checkpoint.runs import FREQ, TOTAL, Run, assert_same, interrupt, outc
 
 KINDS = {
     "one environment": {"precision": "auto"},
+    "learning while the environment steps": {"overlap": True},
     "two environments, prioritized, three steps": {
         "n_envs": 2,
         "train_freq": 2,
@@ -123,7 +124,7 @@ def test_games_in_other_processes_start_anew(tmp_path, capsys):
     assert run.env.obs_rms.count > statistics["obs_rms"]["part"]["count"] + TOTAL - 90
     said = capsys.readouterr().out
     assert f"Going on from step 80 of {TOTAL}" in said
-    assert "its games start anew (a SubprocVecEnv's cannot be read)" in said
+    assert "its games start anew (the state of SubprocVecEnv cannot be read)" in said
     assert model.num_timesteps == TOTAL
     for i in range(2):
         lines = (tmp_path / f"{i}.monitor.csv").read_text().splitlines()
