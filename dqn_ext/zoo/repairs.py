@@ -25,6 +25,7 @@ def apply() -> None:
     """Apply all repairs, once."""
     for repair in (
         restore_generate_metadata,
+        load_agents_as_plain_values,
         translate_missing_hub_file,
         read_model_cards,
         edit_commands,
@@ -48,6 +49,18 @@ def restore_generate_metadata() -> None:
         return module._generate_metadata(*args, **kwargs).to_dict()
 
     module.generate_metadata = generate_metadata
+
+
+def load_agents_as_plain_values() -> None:
+    """``rl_zoo3.load_from_hub`` writes files of a stranger's that the other commands unpickle, import and ``eval``.
+
+    For ``dqn`` and ``ddqn`` it gets files that were written here (:mod:`dqn_ext.hub.load`).
+    """
+    import huggingface_sb3
+
+    from dqn_ext.hub.load import HubFiles
+
+    huggingface_sb3.load_from_hub = HubFiles(huggingface_sb3.load_from_hub)
 
 
 def translate_missing_hub_file() -> None:

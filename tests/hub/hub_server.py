@@ -3,7 +3,9 @@
 import base64
 import hashlib
 import json
+import re
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -20,18 +22,50 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repos: dict[str, dict[str, bytes]] = {}
         self.lfs: dict[str, bytes] = {}
+        self.commits: list[str] = []  # repository of each
+        self.requests: list[str] = []  # a line for each, without what differs from push to push
+        self.faults: dict[str, str] = {}  # such a line -> "500", "timeout", "cut" or "lost" (done, and not answered)
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    fault = ""
     server: HubServer
 
     def log_message(self, *args: Any) -> None:
         pass
 
+    def handle_one_request(self) -> None:
+        # Cut where the test says so: the client sees a closed connection
+        with suppress(ConnectionError):
+            super().handle_one_request()
+
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        path = re.sub("/[0-9a-f]{40,64}", "/HASH", unquote(urlparse(self.path).path))
+        line = f"{self.command} {path}"
+        self.server.requests.append(line)
+        fault = self.server.faults.get(line)
+        if fault is None:
+            return True
+        if fault == "lost":
+            self.fault = fault
+            return True
+        self.body()
+        if fault == "timeout":
+            threading.Event().wait(2.0)  # longer than the client waits in the tests
+        elif fault.isdigit():
+            self.answer({"error": "a fault"}, int(fault))
+        self.close_connection = True
+        return False
+
     def answer(self, content: Any, status: int = 200, **headers: str) -> None:
+        if self.fault == "lost":
+            self.close_connection = True
+            return
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in headers.items():
@@ -53,15 +87,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def revision(self, repo_id: str) -> str:
         files = self.server.repos[repo_id]
-        return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        return _sha1(repr(sorted((path, _sha1(content)) for path, content in files.items())).encode())
 
     def model_info(self, repo_id: str) -> dict[str, Any]:
         files = self.server.repos[repo_id]
         info = {"id": repo_id, "modelId": repo_id, "sha": self.revision(repo_id), "private": False, "tags": []}
-        info["siblings"] = [{"rfilename": path} for path in sorted(files)]
+        info["siblings"] = [{"rfilename": path, "size": len(files[path])} for path in sorted(files)]
         card = files.get("README.md", b"").decode().split("---")
         if len(card) > 2:
-            info["cardData"] = yaml.safe_load(card[1])
+            with suppress(yaml.YAMLError):
+                info["cardData"] = yaml.safe_load(card[1])
         return info
 
     def do_HEAD(self) -> None:
@@ -127,15 +162,20 @@ class _Handler(BaseHTTPRequestHandler):
         if "commit" in path:
             repo_id = "/".join(path[2:4])
             files = self.server.repos[repo_id]
+            changed = dict(files)
             for line in body.decode().splitlines():
                 item = json.loads(line)
                 value = item["value"]
                 if item["key"] == "file":
-                    files[value["path"]] = base64.b64decode(value["content"])
+                    changed[value["path"]] = base64.b64decode(value["content"])
                 elif item["key"] == "lfsFile":
-                    files[value["path"]] = self.server.lfs[value["oid"]]
+                    if value["oid"] not in self.server.lfs:
+                        return self.answer({"error": "LFS object not found"}, 400)
+                    changed[value["path"]] = self.server.lfs[value["oid"]]
                 elif item["key"] == "deletedFile":
-                    files.pop(value["path"], None)
+                    changed.pop(value["path"], None)
+            self.server.repos[repo_id] = changed  # all or nothing
+            self.server.commits.append(repo_id)
             oid = self.revision(repo_id)
             return self.answer(
                 {"commitUrl": f"{self.server.url}/{repo_id}/commit/{oid}", "commitOid": oid, "success": True}

@@ -1,0 +1,85 @@
+"""The record of a training: Monitor's episodes and the evaluations, which the Zoo pushes as train_eval_metrics.zip.
+
+Those of a download are read as numbers and written anew.
+"""
+
+import csv
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from dqn_ext.errors import InvalidInput
+from dqn_ext.hub.zoo_file import read_member
+
+MAX_METRICS, MAX_MONITORS = 2**26, 256  # bytes of one member, and number of members
+EVALUATIONS = ("timesteps", "results", "ep_lengths", "successes")
+
+
+def pack(run: Path, archive: Path) -> None:
+    """Zip a run's evaluations and episodes."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted([*run.glob("*monitor.csv"), *run.glob("evaluations.npz")]):
+            file.write(path, arcname=path.name)
+
+
+def rewrite(downloaded: Path, archive: Path) -> None:
+    """Zip what is known of a download: numbers, under the names that the Zoo gives them. All else is left out.
+
+    :raises InvalidInput: on a file that is not what its name says
+    """
+    try:
+        with zipfile.ZipFile(downloaded) as source, zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
+            names = [name for name in source.namelist() if re.fullmatch(r"(\d{1,4}\.)?monitor\.csv", name, re.ASCII)]
+            for name in names[:MAX_MONITORS]:
+                target.writestr(name, _rewritten_monitor(read_member(source, name, MAX_METRICS)))
+            if "evaluations.npz" in source.namelist():
+                target.writestr("evaluations.npz", _rewritten_evaluations(source))
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+        raise InvalidInput(f"train_eval_metrics.zip is not a training's record ({error}).") from error
+
+
+def _rewritten_monitor(content: bytes) -> str:
+    rows = csv.reader(io.StringIO(content.decode("ascii").partition("\n")[2]))
+    header = next(rows, [])
+    if header[:3] != ["r", "l", "t"]:
+        raise ValueError("a monitor.csv must have the columns r, l, t")
+    episodes = [f"{float(row[0])!r},{int(row[1])},{float(row[2])!r}" for row in rows if len(row) >= 3]
+    first = json.dumps({"t_start": 0.0, "env_id": None})
+    return "\n".join([f"#{first}", "r,l,t", *episodes]) + "\n"
+
+
+def _rewritten_evaluations(source: zipfile.ZipFile) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(read_member(source, "evaluations.npz", MAX_METRICS))) as members:
+        arrays = {}
+        for name in EVALUATIONS:
+            if f"{name}.npy" in members.namelist():
+                content = io.BytesIO(read_member(members, f"{name}.npy", MAX_METRICS))
+                # The size that a header declares is reserved before it is read
+                version = np.lib.format.read_magic(content)
+                if version != (1, 0):
+                    raise ValueError("an array of evaluations.npz is of another format")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+                if dtype.kind not in "fiub" or len(shape) > 2 or np.prod(shape, dtype=float) > MAX_METRICS / 8:
+                    raise ValueError("evaluations.npz must hold numbers")
+                content.seek(0)
+                arrays[name] = np.load(content, allow_pickle=False)
+    written = io.BytesIO()
+    np.savez(written, **arrays)
+    return written.getvalue()
+
+
+def episodes(run: Path) -> np.ndarray:
+    """A run's training episodes in the order in which they ended.
+
+    :return: (episodes, 2): the score, and the length as Monitor counts it, in emulator frames on Atari
+    """
+    rows: list[tuple[float, float, float]] = []
+    for monitor in run.glob("*monitor.csv"):
+        with monitor.open() as file:
+            next(file, None)  # a comment with the environment's id
+            rows += [(float(row["t"]), float(row["r"]), float(row["l"])) for row in csv.DictReader(file)]
+    return np.array(sorted(rows)).reshape(-1, 3)[:, 1:]

@@ -1,0 +1,142 @@
+"""Agents of dqn and ddqn as the plain Zoo pushes them, read without unpickling anything.
+
+The network is built from config.yml, the spaces are those of the user's own environment, and of the model's zip only
+the weights and two numbers are read.
+"""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from stable_baselines3 import DQN
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecFrameStack
+
+from dqn_ext.errors import InvalidInput
+from dqn_ext.hub.agent_file import (
+    MAX_WEIGHTS,
+    Agent,
+    check_description,
+    check_env_id,
+    describe_space,
+    plain_hyperparameters,
+)
+from dqn_ext.hub.plain import number, read_json, read_yaml, whole
+
+MAX_CONFIG, MAX_DATA = 2**18, 2**26  # bytes of YAML, and of the zip's JSON
+
+
+def read(model: Path, config: Path, args: Path, algo: str, env_name: str) -> Agent:
+    """Read what the Zoo has pushed.
+
+    :param model: the zip
+    :param config: config.yml
+    :param args: args.yml
+    :param env_name: the environment that the user asked for, with ``-`` for ``/``
+    :raises InvalidInput: where plain values do not describe the agent, or the weights are not those of its network
+    """
+    hyperparams = read_yaml(config.read_bytes(), "config.yml")
+    arguments = read_yaml(args.read_bytes(), "args.yml")
+    if not isinstance(hyperparams, dict) or not isinstance(arguments, dict):
+        raise InvalidInput("config.yml and args.yml must be mappings.")
+    env_kwargs = arguments.get("env_kwargs") or hyperparams.pop("env_kwargs", None) or {}
+    hyperparams.pop("env_kwargs", None)
+    env_id = check_env_id(arguments.get("env"), "args.yml's env")
+    if env_id.replace("/", "-") != env_name:
+        raise InvalidInput(f"It was trained on {env_id}.")
+    hyperparameters = plain_hyperparameters(hyperparams)
+    if hyperparameters.get("normalize"):
+        raise InvalidInput("The running averages of its observations are pickled.")
+
+    with _open_zip(model, "the model") as archive:
+        data = read_json(read_member(archive, "data", MAX_DATA), "the model's data")
+        weights = _read_weights(read_member(archive, "policy.pth", 2 * MAX_WEIGHTS))
+    if not isinstance(data, dict):
+        raise InvalidInput("The model's data must be a mapping.")
+    # Checked with spaces that are replaced below: the environment must not be made from anything unchecked
+    description = check_description(
+        {
+            "format": 1,
+            "algorithm": algo,
+            "env_id": env_id,
+            "env_kwargs": env_kwargs,
+            "observation_space": {"type": "discrete", "n": 1, "start": 0},
+            "action_space": {"type": "discrete", "n": 1, "start": 0},
+            "hyperparameters": hyperparameters,
+            "num_timesteps": whole(0, 2**53)(data.get("num_timesteps"), "num_timesteps"),
+            "exploration_rate": number(0, 1)(data.get("exploration_rate"), "exploration_rate"),
+            "seed": None,
+            "versions": {},
+        },
+        "config.yml",
+    )
+    observation_space, action_space = _spaces_of_environment(description)
+    description["observation_space"] = describe_space(observation_space)
+    description["action_space"] = describe_space(action_space)
+    agent = Agent(check_description(description), weights)
+    agent.check_weights({name: (str(weight.dtype), weight.shape) for name, weight in weights.items()})
+    agent.check_finite()
+    return agent
+
+
+def _spaces_of_environment(description: dict[str, Any]) -> tuple[Any, Any]:
+    wrappers = description["hyperparameters"].get("env_wrapper", [])
+    for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
+        # The one that descriptions may name
+        wrapper_kwargs = next(iter(wrapper.values())) if isinstance(wrapper, dict) else {}
+        env = make_vec_env(
+            description["env_id"],
+            env_kwargs=description["env_kwargs"],
+            wrapper_class=AtariWrapper,
+            wrapper_kwargs=wrapper_kwargs,
+        )
+        break
+    else:
+        env = make_vec_env(description["env_id"], env_kwargs=description["env_kwargs"])
+    if "frame_stack" in description["hyperparameters"]:
+        env = VecFrameStack(env, description["hyperparameters"]["frame_stack"])
+    env = DQN._wrap_env(env, verbose=0)
+    env.close()
+    return env.observation_space, env.action_space
+
+
+def _read_weights(content: bytes) -> dict[str, th.Tensor]:
+    with _open_zip(io.BytesIO(content), "policy.pth") as archive:
+        # PyTorch inflates what is deflated, and never writes it so
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise InvalidInput("policy.pth must not be compressed.")
+    try:
+        weights = th.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return {
+            name.removeprefix("q_net."): weight.contiguous()
+            for name, weight in weights.items()
+            if name.startswith("q_net.")
+        }
+    except Exception as error:  # pickle, zipfile and torch each have their own
+        raise InvalidInput(f"policy.pth holds more than weights, or is damaged ({str(error)[:80]}).") from error
+
+
+def _open_zip(file: Path | io.BytesIO, name: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise InvalidInput(f"{name} is not a zip file ({error}).") from error
+
+
+def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """Read one member of a zip, into memory.
+
+    :param most: no more bytes than these are unpacked
+    :raises InvalidInput: where it is not there, larger, or damaged
+    """
+    try:
+        with archive.open(name) as member:
+            content = member.read(most + 1)
+    except Exception as error:  # KeyError, BadZipFile, zlib.error, NotImplementedError, RuntimeError (encrypted)
+        raise InvalidInput(f"The zip's {name} cannot be read ({error}).") from error
+    if len(content) > most:
+        raise InvalidInput(f"The zip's {name} must not be larger than {most >> 20} MB.")
+    return content
