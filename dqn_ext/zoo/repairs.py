@@ -116,6 +116,12 @@ EDITS = {
         '["python", "-m", "rl_zoo3.record_video"',
         '[__import__("sys").executable, "-m", "dqn_ext.zoo", "record_video"',
     ),
+    # No ddqn among its off-policy algorithms; sends an agent's weights twice, an earlier push's files again, and a card
+    # that tells nobody how to load it
+    "rl_zoo3.push_to_hub": (
+        "    args = parser.parse_args()",
+        "    from dqn_ext.hub import push\n\n    args, package_to_hub = push.parse_args(parser, package_to_hub)",
+    ),
 }
 
 

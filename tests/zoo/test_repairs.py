@@ -38,6 +38,12 @@ def test_generate_metadata():
     assert metadata["model-index"][0]["name"] == "DDQN"
 
 
+def test_agents_from_the_hub():
+    assert "zip_ref.extractall(log_path)" in source_of("rl_zoo3.load_from_hub"), CAN_GO
+    for command in ("enjoy", "record_video", "utils"):
+        assert "Loader=yaml.UnsafeLoader" in source_of(f"rl_zoo3.{command}"), CAN_GO
+
+
 def test_missing_hub_file():
     assert not issubclass(EntryNotFoundError, HTTPError), CAN_GO
     assert "except HTTPError" in source_of("rl_zoo3.load_from_hub"), CAN_GO

@@ -1,0 +1,264 @@
+"""Pushing a run of ``dqn`` or ``ddqn`` to the Hub: prepare a folder, say what it lacks, send it in one commit.
+
+:func:`package_to_hub` stands in for the function of that name in ``rl_zoo3.push_to_hub`` (see
+:mod:`dqn_ext.zoo.repairs`), whose command reads two more arguments, ``--n-eval-episodes`` and ``--dry-run``.
+"""
+
+import argparse
+import datetime
+import functools
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import imageio_ffmpeg
+import numpy as np
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from stable_baselines3 import DQN
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from dqn_ext import __version__
+from dqn_ext.errors import InvalidInput
+from dqn_ext.hub import metrics
+from dqn_ext.hub.agent_file import ALGORITHMS, DESCRIPTION, WEIGHTS, Agent
+from dqn_ext.hub.card import CARD, CURVE, RESULTS, VIDEO, check, draw_curve, write_card, write_results
+from dqn_ext.hub.client import one_sentence
+
+CONFIG = ("config.yml", "args.yml", "env_kwargs.yml", "vec_normalize.pkl", "train_eval_metrics.zip")
+FILES = {DESCRIPTION, WEIGHTS, CARD, CURVE, RESULTS, VIDEO, *CONFIG}
+# Beside them the model, and what the plain Zoo pushed of it a second time, unzipped
+_MODEL = re.compile(r"d?dqn-[\w.-]+\.zip")
+_UNZIPPED = re.compile(r"d?dqn-[\w.-]+/(data|[\w.]+\.pth|_stable_baselines3_version|system_info\.txt)")
+# What args.yml says of the training; the rest are folders, accounts and storages of the pusher's
+_ARGS = ("algo", "env", "env_kwargs", "n_timesteps", "seed", "hyperparams", "eval_freq", "eval_episodes", "vec_env")
+
+
+def parse_args(parser: argparse.ArgumentParser, package: Callable[..., Any]) -> tuple[argparse.Namespace, Any]:
+    """Parse the arguments of ``push_to_hub``, and choose the function that packages.
+
+    :param parser: the Zoo's
+    :param package: the Zoo's ``package_to_hub``, for other algorithms
+    """
+    parser.add_argument("--n-eval-episodes", type=int, default=10, help="Games that the score is of (dqn, ddqn)")
+    parser.add_argument("--dry-run", action="store_true", help="Prepare and show everything, send nothing (dqn, ddqn)")
+    args = parser.parse_args()
+    if args.algo not in ALGORITHMS:
+        return args, package
+    if args.n_eval_episodes < 1:
+        raise InvalidInput(f"--n-eval-episodes must be at least 1, not {args.n_eval_episodes}.")
+    args.n_envs = 1  # as the Zoo has it for dqn
+    if not args.dry_run and huggingface_hub.get_token() is None:
+        print("There is no token to send with: log in with `hf auth login`. The folder is prepared in any case.")
+    return args, functools.partial(
+        package_to_hub, n_games=args.n_eval_episodes, eval_seed=args.seed, dry_run=args.dry_run
+    )
+
+
+def package_to_hub(
+    model: DQN,
+    model_name: str,
+    algo_name: str,
+    algo_class_name: str,
+    log_path: Path,
+    hyperparams: dict[str, Any],
+    env_kwargs: dict[str, Any],
+    env_name: Any,
+    eval_env: VecEnv,
+    repo_id: str,
+    commit_message: str,
+    is_deterministic: bool = True,
+    n_eval_episodes: int = 10,
+    token: str | None = None,
+    local_repo_path: str = "hub",
+    video_length: int = 1000,
+    generate_video: bool = False,
+    *,
+    n_games: int,
+    eval_seed: int,
+    dry_run: bool,
+) -> None:
+    """Cf. ``rl_zoo3.push_to_hub.package_to_hub``.
+
+    :param n_games: full games that the score is of, instead of ``n_eval_episodes``, which the Zoo fixes
+    :param eval_seed: of the evaluation
+    :param dry_run: whether to send nothing
+    :raises InvalidInput: where sending fails; the prepared folder is kept
+    """
+    hyperparams = dict(hyperparams)
+    for name, value in (hyperparams.pop("env_kwargs", None) or {}).items():
+        if env_kwargs.get(name) != value:
+            raise InvalidInput(
+                f"The run's environment had env_kwargs {name}: {value!r}, which push_to_hub does not read from its "
+                f"config.yml; give them again: --env-kwargs {name}:{value!r}"
+            )
+    env_kwargs = {name: value for name, value in env_kwargs.items() if name != "render_mode"}
+    folder = Path(local_repo_path, repo_id.split("/")[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():  # of an earlier push
+        if path.name in FILES or _MODEL.fullmatch(path.name):
+            path.unlink()
+
+    print(f"Playing {n_games} games for the score")
+    run, args = log_path / env_name, _training_args(log_path / env_name / "args.yml")
+    model.buffer_size = 1  # whoever loads the zip with SB3 alone would reserve the training's
+    model.save(folder / f"{model_name}.zip")
+    normalize: Any = unwrap_vec_normalize(eval_env)
+    if normalize is not None:
+        normalize.save(str(folder / "vec_normalize.pkl"))
+        normalize.training = normalize.norm_reward = False
+    _copy_config(run, folder, args, env_kwargs)
+    metrics.pack(log_path, folder / "train_eval_metrics.zip")
+    model.seed = args.get("seed")  # of the training; the Zoo has set the evaluation's
+    try:
+        Agent.of(model, algo_name, env_name.gym_id, hyperparams, env_kwargs).write(folder)
+    except InvalidInput as error:
+        print(f"This agent cannot be described in plain values: {error}")
+
+    rewards: Any = evaluate_policy(model, eval_env, n_games, is_deterministic, return_episode_rewards=True)[0]
+    results = {
+        "mean_reward": float(np.mean(rewards)),
+        "std_reward": float(np.std(rewards)),
+        "is_deterministic": is_deterministic,
+        "n_eval_episodes": len(rewards),
+        "eval_datetime": datetime.datetime.now().isoformat(timespec="seconds"),
+        "eval_seed": eval_seed,
+        "episode_rewards": [float(reward) for reward in rewards],
+        "algo": algo_name,
+        "env_id": env_name.gym_id,
+        "exploration_rate": 0.0 if is_deterministic else float(model.exploration_rate),
+        "num_timesteps": int(model.num_timesteps),
+        "seed": args.get("seed"),
+    }
+    write_results(folder, results)
+    if generate_video:
+        record_video(model, eval_env, folder / VIDEO, video_length, is_deterministic)
+    draw_curve(log_path, _frame_skip(hyperparams), folder / CURVE)
+    packages = ("stable-baselines3", "rl-zoo3", "gymnasium", "torch")
+    versions = {"dqn-ext": __version__, **{name: version(name) for name in packages}}
+    write_card(folder, repo_id, results, _config_of(folder), versions)
+
+    show(folder, with_card=dry_run)
+    if dry_run:
+        print(f"Nothing has been sent. To send this folder: {_command(folder, repo_id)}")
+    else:
+        send(folder, repo_id, commit_message)
+
+
+def _training_args(path: Path) -> dict[str, Any]:
+    with path.open() as file:
+        args = yaml.load(file, Loader=yaml.UnsafeLoader)  # of the user's own run
+    return {name: args[name] for name in _ARGS if name in args}
+
+
+def _copy_config(run: Path, folder: Path, args: dict[str, Any], env_kwargs: Mapping[str, Any]) -> None:
+    shutil.copy(run / "config.yml", folder / "config.yml")
+    (folder / "args.yml").write_text(yaml.dump(args))
+    (folder / "env_kwargs.yml").write_text(yaml.dump(dict(env_kwargs)))
+
+
+def _config_of(folder: Path) -> Any:
+    with (folder / "config.yml").open() as file:
+        return yaml.load(file, Loader=yaml.UnsafeLoader)  # of the user's own run
+
+
+def _frame_skip(hyperparams: Mapping[str, Any]) -> int:
+    wrappers = hyperparams.get("env_wrapper") or []
+    for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
+        name, arguments = next(iter(wrapper.items())) if isinstance(wrapper, dict) else (wrapper, {})
+        if str(name).endswith("AtariWrapper"):
+            return int((arguments or {}).get("frame_skip", 4))
+    return 1
+
+
+def record_video(model: DQN, env: VecEnv, path: Path, n_steps: int, deterministic: bool) -> None:
+    """Film an agent.
+
+    :param path: of the mp4 file (H.264, which browsers play)
+    :param n_steps: a frame each
+    """
+    fps = env.get_attr("metadata")[0].get("render_fps") or 30
+    writer: Any = None
+    observations = env.reset()
+    for _ in range(n_steps):
+        frame = env.render()
+        if frame is None:
+            return
+        if writer is None:
+            height, width = frame.shape[:2]
+            writer = imageio_ffmpeg.write_frames(
+                str(path), (width, height), fps=fps, macro_block_size=2, output_params=["-movflags", "+faststart"]
+            )
+            writer.send(None)
+        writer.send(np.ascontiguousarray(frame))
+        actions, _ = model.predict(observations, deterministic=deterministic)  # type: ignore[arg-type]
+        observations = env.step(actions)[0]
+    if writer is not None:
+        writer.close()
+
+
+def show(folder: Path, with_card: bool) -> None:
+    """Print what would be sent, what the leaderboard makes of it, and what it lacks."""
+    if with_card:
+        print((folder / CARD).read_text(encoding="utf-8"))
+    print(f"To be sent, from {folder}:")
+    for path in files_of(folder):
+        print(f"{path.stat().st_size:>12,} bytes  {path.name}")
+    print(check(str(folder)))
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a prepared folder that are sent; what else lies there is not."""
+    return sorted(path for path in folder.iterdir() if path.name in FILES or _MODEL.fullmatch(path.name))
+
+
+def send(folder: Path, repo_id: str, commit_message: str, api: HfApi | None = None) -> None:
+    """Send a prepared folder in one commit, which also removes what an earlier push has left there.
+
+    :param repo_id: ``organization/name``; made where there is none
+    :raises InvalidInput: where that fails, or the name belongs to another model; the folder is kept
+    """
+    api = api or HfApi()
+    if not (folder / CARD).is_file():
+        raise InvalidInput(f"{folder} has no {CARD}: it is not a folder that push_to_hub has prepared.")
+    after = f"The prepared folder is kept; to try again: {_command(folder, repo_id)}"
+    with one_sentence(f"Pushing to {repo_id}", after):
+        if not api.token and huggingface_hub.get_token() is None:
+            raise huggingface_hub.errors.LocalTokenNotFoundError
+        url = api.create_repo(repo_id, exist_ok=True)
+        repository = api.model_info(url.repo_id)
+        remote = [file.rfilename for file in repository.siblings or [] if file.rfilename != ".gitattributes"]
+        agent, other = check(str(folder)).env_id, _trained_on(repository)
+        if remote and other != agent:
+            raise InvalidInput(
+                f"{repo_id} is taken: it holds {f'an agent for {other}' if other else 'something else'}. Choose "
+                f"another name with -name. The prepared folder {folder} is kept."
+            )
+        paths = files_of(folder)
+        stale = {name for name in remote if name in FILES or _MODEL.fullmatch(name) or _UNZIPPED.fullmatch(name)}
+        stale -= {path.name for path in paths}
+        # Not upload_folder: it may make several commits, and leave some of them where it breaks off
+        api.create_commit(
+            url.repo_id,
+            [
+                *(CommitOperationAdd(path.name, str(path)) for path in paths),
+                *(CommitOperationDelete(name) for name in sorted(stale)),
+            ],
+            commit_message=commit_message,
+        )
+    print(f"Pushed: {url}")
+
+
+def _trained_on(repository: Any) -> str:
+    """The environment that a repository's card names, as the leaderboard would find it."""
+    results = repository.card_data.eval_results if repository.card_data is not None else None
+    return results[0].dataset_name if results else ""
+
+
+def _command(folder: Path, repo_id: str) -> str:
+    return f"python -m dqn_ext.hub push {folder} {repo_id}"
