@@ -41,7 +41,10 @@ def download(repo_id: str, algo: str, env_name: str, folder: Path, api: HfApi) -
             raise InvalidInput(f"{name} must not be larger than {most >> 10} KB.")
         with one_sentence(f"Downloading {name} of {repo_id}"):
             # All of one commit, whatever is pushed meanwhile
-            return Path(api.hf_hub_download(repo_id, name, revision=repository.sha))
+            path = Path(api.hf_hub_download(repo_id, name, revision=repository.sha))
+        if path.stat().st_size > most:  # a server need not tell sizes
+            raise InvalidInput(f"{name} must not be larger than {most >> 10} KB.")
+        return path
 
     described = {DESCRIPTION, WEIGHTS} <= set(sizes)
     try:

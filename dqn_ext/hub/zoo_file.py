@@ -83,22 +83,20 @@ def read(model: Path, config: Path, args: Path, algo: str, env_name: str) -> Age
 
 
 def _spaces_of_environment(description: dict[str, Any]) -> tuple[Any, Any]:
-    wrappers = description["hyperparameters"].get("env_wrapper", [])
+    env_id, hyperparameters = description["env_id"], description["hyperparameters"]
+    wrappers = hyperparameters.get("env_wrapper", [])
+    settings: dict[str, Any] = {"env_kwargs": description["env_kwargs"]}
     for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
-        # The one that descriptions may name
-        wrapper_kwargs = next(iter(wrapper.values())) if isinstance(wrapper, dict) else {}
-        env = make_vec_env(
-            description["env_id"],
-            env_kwargs=description["env_kwargs"],
-            wrapper_class=AtariWrapper,
-            wrapper_kwargs=wrapper_kwargs,
-        )
-        break
-    else:
-        env = make_vec_env(description["env_id"], env_kwargs=description["env_kwargs"])
-    if "frame_stack" in description["hyperparameters"]:
-        env = VecFrameStack(env, description["hyperparameters"]["frame_stack"])
-    env = DQN._wrap_env(env, verbose=0)
+        # The one that a description may name
+        settings["wrapper_class"] = AtariWrapper
+        settings["wrapper_kwargs"] = next(iter(wrapper.values())) if isinstance(wrapper, dict) else {}
+    try:
+        env = make_vec_env(env_id, **settings)
+        if "frame_stack" in hyperparameters:
+            env = VecFrameStack(env, hyperparameters["frame_stack"])
+        env = DQN._wrap_env(env, verbose=0)
+    except Exception as error:  # gymnasium's, of a version that is gone, and each environment's own
+        raise InvalidInput(f"Its environment {env_id} cannot be made here ({error}).") from error
     env.close()
     return env.observation_space, env.action_space
 

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import rl_zoo3
+import torch as th
 import yaml
 from gymnasium import spaces
 from stable_baselines3 import DQN
@@ -47,7 +48,9 @@ def test_there_and_back(algo, policy, env, policy_kwargs, tmp_path):
     def make():
         return gym.make(env) if isinstance(env, str) else env()
 
-    objects = eval(policy_kwargs) if isinstance(policy_kwargs, str) else policy_kwargs  # as the Zoo does
+    objects = (
+        eval(policy_kwargs, {"nn": nn, "th": th}) if isinstance(policy_kwargs, str) else policy_kwargs
+    )  # as the Zoo does
     settings = {"buffer_size": 200, "learning_starts": 40, "device": "cpu", "seed": 3}
     model = {"dqn": DQN, "ddqn": DDQN}[algo](policy, make(), policy_kwargs=objects, **settings)
     model.learn(60)

@@ -440,6 +440,11 @@ def environment_by_module(files):
     files["args.yml"] = b"env: antigravity:CartPole-v1\nenv_kwargs: null\n"
 
 
+@plain("cannot be made here")
+def environment_that_fails(files):
+    files["args.yml"] = b"env: CartPole-v1\nenv_kwargs: {no_such_argument: 1}\n"
+
+
 @plain("must not be larger than")
 def config_too_long(files):
     files["config.yml"] += b"#" * 2**19
