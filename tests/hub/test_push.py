@@ -3,7 +3,9 @@
 import json
 import shutil
 import time
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio_ffmpeg
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch as th
 import yaml
 from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from stable_baselines3 import DQN
 
 from dqn_ext.errors import InvalidInput
@@ -60,12 +63,14 @@ def prepared(trained) -> Path:
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A Hub for the client of this process, whose waits between retries are cut short."""
-    pause = time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: pause(min(seconds, 0.01)))
+    retries = import_module("huggingface_hub.utils._http")
+    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(0.01)))
+    disable_progress_bars()
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with HubServer() as server:
         yield server
+    enable_progress_bars()
 
 
 @pytest.fixture(scope="module")
