@@ -153,15 +153,18 @@ HYPERPARAMETERS: dict[str, Check] = {
     "max_grad_norm": number(0),
     "double_q": flag,
     "precision": one_of("auto", "float32", "bfloat16"),
+    "overlap": flag,
 }
 # How it was trained on one machine; playing needs none of it, and most of it names code or folders
 NOT_CARRIED = {
     "callback",
+    "checkpoint_freq",
     "monitor_kwargs",
     "normalize_kwargs",  # the Zoo's own reading of `normalize`
     "optimize_memory_usage",
     "replay_buffer_class",
     "replay_buffer_kwargs",
+    "vec_env_wrapper",
 }
 _statistics = record(
     {
@@ -205,8 +208,10 @@ def check_description(value: Any, name: str = DESCRIPTION) -> dict[str, Any]:
     hyperparameters, space = description["hyperparameters"], description["observation_space"]
     if space["type"] == "box" and prod(space["shape"]) > 2**22:
         raise InvalidInput(f"{name}.observation_space.shape must hold at most {2**22} numbers.")
-    if description["algorithm"] == "dqn" and {"double_q", "precision"} & set(hyperparameters):
-        raise InvalidInput(f"{name}.hyperparameters must not set double_q or precision, which dqn does not know.")
+    if description["algorithm"] == "dqn" and {"double_q", "precision", "overlap"} & set(hyperparameters):
+        raise InvalidInput(
+            f"{name}.hyperparameters must not set double_q, precision or overlap, which dqn does not know."
+        )
     by_name = "features_extractor_class" in hyperparameters.get("policy_kwargs", {})
     if by_name and (description["algorithm"], hyperparameters["policy"]) != ("ddqn", "CnnPolicy"):
         raise InvalidInput(f"{name} must not name a features_extractor_class; that is for ddqn's CnnPolicy.")

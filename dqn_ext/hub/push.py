@@ -91,12 +91,13 @@ def package_to_hub(
     :raises InvalidInput: where sending fails; the prepared folder is kept
     """
     hyperparams = dict(hyperparams)
-    for name, value in (hyperparams.pop("env_kwargs", None) or {}).items():
-        if env_kwargs.get(name) != value:
-            raise InvalidInput(
-                f"The run's environment had env_kwargs {name}: {value!r}, which push_to_hub does not read from its "
-                f"config.yml; give them again: --env-kwargs {name}:{value!r}"
-            )
+    trained_with = hyperparams.pop("env_kwargs", None) or {}
+    if any(env_kwargs.get(name) != value for name, value in trained_with.items()):
+        again = " ".join(f"{name}:{value!r}" for name, value in trained_with.items())
+        raise InvalidInput(
+            f"The score would be of another environment: push_to_hub does not read the env_kwargs of config.yml; "
+            f"give them again: --env-kwargs {again}"
+        )
     env_kwargs = {name: value for name, value in env_kwargs.items() if name != "render_mode"}
     folder = Path(local_repo_path, repo_id.split("/")[1])
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +138,13 @@ def package_to_hub(
     }
     write_results(folder, results)
     if generate_video:
-        record_video(model, eval_env, folder / VIDEO, video_length, is_deterministic)
+        try:
+            seconds = record_video(model, eval_env, folder / VIDEO, video_length, is_deterministic)
+            if seconds <= 1:
+                print(f"The video lasts {seconds:.1f} s; -n {4 * video_length} makes a longer one")
+        except Exception as error:  # of the environment, or of ffmpeg: the rest is worth a push
+            print(f"There is no video: {error}")
+            (folder / VIDEO).unlink(missing_ok=True)
     draw_curve(log_path, _frame_skip(hyperparams), folder / CURVE)
     packages = ("stable-baselines3", "rl-zoo3", "gymnasium", "torch")
     versions = {"dqn-ext": __version__, **{name: version(name) for name in packages}}
@@ -176,11 +183,12 @@ def _frame_skip(hyperparams: Mapping[str, Any]) -> int:
     return 1
 
 
-def record_video(model: DQN, env: VecEnv, path: Path, n_steps: int, deterministic: bool) -> None:
+def record_video(model: DQN, env: VecEnv, path: Path, n_steps: int, deterministic: bool) -> float:
     """Film an agent.
 
     :param path: of the mp4 file (H.264, which browsers play)
     :param n_steps: a frame each
+    :return: seconds that the video lasts
     """
     fps = env.get_attr("metadata")[0].get("render_fps") or 30
     writer: Any = None
@@ -188,7 +196,7 @@ def record_video(model: DQN, env: VecEnv, path: Path, n_steps: int, deterministi
     for _ in range(n_steps):
         frame = env.render()
         if frame is None:
-            return
+            raise InvalidInput("the environment draws no frames.")
         if writer is None:
             height, width = frame.shape[:2]
             writer = imageio_ffmpeg.write_frames(
@@ -200,6 +208,7 @@ def record_video(model: DQN, env: VecEnv, path: Path, n_steps: int, deterministi
         observations = env.step(actions)[0]
     if writer is not None:
         writer.close()
+    return n_steps / fps
 
 
 def show(folder: Path, with_card: bool) -> None:

@@ -166,12 +166,16 @@ def provide_ffmpeg() -> None:
     os.environ["PATH"] += os.pathsep + folder
 
 
+# The Zoo's own, which name the game, the agent or the folder
+SENTENCES = ("not found in gym registry", "No model found for", "folder was not found", "already exists, use --force")
+
+
 def print_one_sentence() -> None:
-    """A wrong setting needs a sentence, not a traceback. The Zoo's own check of the game's name is such a sentence."""
+    """A wrong setting needs a sentence, not a traceback."""
     previous: Callable[..., Any] = sys.excepthook
 
     def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if isinstance(error, (InvalidInput, Diverged)) or "not found in gym registry" in str(error):
+        if isinstance(error, (InvalidInput, Diverged)) or any(sentence in str(error) for sentence in SENTENCES):
             print(f"Error: {error}", file=sys.stderr)
         else:
             previous(kind, error, traceback)

@@ -164,6 +164,19 @@ def test_a_push_without_a_video_says_so_before_it_sends(trained, hub, tmp_path):
     assert not hub.repos
 
 
+def test_a_run_that_cannot_be_pushed_as_it_was_trained(trained, tmp_path):
+    shutil.copytree(trained / "logs", tmp_path / "logs")
+    config = tmp_path / f"logs/dqn/{ENV}_1/{ENV}/config.yml"
+    config.write_text(config.read_text() + "  - - env_kwargs\n    - sutton_barto_reward: true\n")
+    push = f"-m rl_zoo3.push_to_hub {AGENT} -orga me --dry-run --no-render"
+    process = run_python(f"{push} -f logs", cwd=tmp_path, check=False)
+    assert "give them again: --env-kwargs sutton_barto_reward:True" in process.stderr
+    assert "Traceback" not in process.stderr
+    process = run_python(f"{push} -f logs --exp-id 5", cwd=tmp_path, check=False)
+    assert f"Error: The logs/dqn/{ENV}_5 folder was not found" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
 # ---------------------------------------------------------------------- faults
 
 REQUESTS = [

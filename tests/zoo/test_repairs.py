@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
 from requests.exceptions import HTTPError
 
-from dqn_ext.zoo.repairs import EDITS
+from dqn_ext.zoo.repairs import EDITS, SENTENCES
 
 CAN_GO = "the fault is gone: this repair can go"
 
@@ -61,5 +61,6 @@ def test_requests():
     assert not any(requirement.startswith("requests") for requirement in requires("rl_zoo3")), "our dependency can go"
 
 
-def test_unknown_game():
-    assert "not found in gym registry" in source_of("rl_zoo3.train")
+def test_sentences():
+    for sentence, module in zip(SENTENCES, ("train", "utils", "utils", "load_from_hub"), strict=True):
+        assert sentence in source_of(f"rl_zoo3.{module}")
