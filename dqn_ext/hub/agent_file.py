@@ -135,6 +135,7 @@ HYPERPARAMETERS: dict[str, Check] = {
     "n_timesteps": number(0),
     "n_envs": whole(1, 2**16),
     "env_wrapper": either(sequence(_wrapper, 1), _wrapper),
+    "vec_env_wrapper": one_of("dqn_ext.atari.native_when_training"),  # imported by name, too
     "frame_stack": whole(1, 1024),
     "normalize": either(flag, _normalize),
     "learning_rate": either(text(r"lin_\d{1,9}(\.\d{1,20})?(e-?\d{1,2})?"), number(0)),
@@ -164,7 +165,6 @@ NOT_CARRIED = {
     "optimize_memory_usage",
     "replay_buffer_class",
     "replay_buffer_kwargs",
-    "vec_env_wrapper",
 }
 _statistics = record(
     {

@@ -166,7 +166,7 @@ EDITS = {
     "normalize without numbers": ({"hyperparameters__normalize": True}, "must have a normalization"),
     "wrapper by name": ({"hyperparameters__env_wrapper": "os.system"}, "env_wrapper must be one of"),
     "wrapper with arguments": ({"hyperparameters__env_wrapper": [{"os.system": {"x": 1}}]}, "env_wrapper"),
-    "vector wrapper by name": ({"hyperparameters__vec_env_wrapper": "os.system"}, "must not set 'vec_env_wrapper'"),
+    "vector wrapper by name": ({"hyperparameters__vec_env_wrapper": "os.system"}, "vec_env_wrapper must be one of"),
     "callback by name": ({"hyperparameters__callback": ["os.system"]}, "must not set 'callback'"),
     "policy by name": ({"hyperparameters__policy": "os.system"}, "policy must be one of"),
     "policy_kwargs as code": ({"hyperparameters__policy_kwargs": CODE}, "policy_kwargs must be a mapping"),
@@ -432,6 +432,11 @@ def callback_by_name(files):
 
 @plain("config.yml must not set")
 def unknown_setting(files):
+    files["config.yml"] = b"policy: MlpPolicy\nfeatures_from: antigravity.evil\n"
+
+
+@plain("vec_env_wrapper must be one of")
+def vector_wrapper_by_name(files):
     files["config.yml"] = b"policy: MlpPolicy\nvec_env_wrapper: antigravity.evil\n"
 
 
