@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch as th
 import yaml
 from huggingface_sb3 import EnvironmentName
@@ -104,7 +103,9 @@ def action_names(env: gym.Env) -> list[str]:
 def frames_per_second(env: gym.Env) -> float:
     """Real time: an Atari emulator shows 60 frames a second, of which one step of the agent takes four."""
     skip = unwrap_wrapper(env, MaxAndSkipEnv)
-    return env.metadata.get("render_fps", 30) / (skip._skip if isinstance(skip, MaxAndSkipEnv) else 1)
+    if isinstance(skip, MaxAndSkipEnv):
+        return 60 / skip._skip
+    return env.metadata.get("render_fps", 30)
 
 
 def pictures(headline: str, panels: list[Panel], games: list[Iterator[Moment]], n_steps: int) -> Iterator[Image.Image]:
@@ -188,7 +189,9 @@ def main() -> None:
     run = find_run(args)
     checkpoints = find_checkpoints(run, args.env)
     if not checkpoints:
-        raise InvalidInput(f"{run} holds no agent yet; train with --save-freq 10000, say, to get one every 10000 steps.")
+        raise InvalidInput(
+            f"{run} holds no agent yet; train with --save-freq 10000, say, to get one every 10000 steps."
+        )
     chosen, total = choose(checkpoints), max(checkpoints)
     print(f"{len(checkpoints)} agents in {run}, trained for {', '.join(map(str, checkpoints))} steps")
     for steps in chosen:

@@ -24,6 +24,7 @@ from dqn_ext.ddqn import DDQN, check_model_file
 from dqn_ext.errors import Diverged, InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
 from dqn_ext.learner import choose_dtype
+from dqn_ext.tensorboard import TensorboardCallback
 from dqn_ext.zoo import HYPERPARAMS_DIR
 from dqn_ext.zoo.search_space import refine_policy_kwargs
 
@@ -60,6 +61,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
     seed: int
     save_path: str
     monitor_kwargs: dict[str, Any]
+    eval_env_kwargs: dict[str, Any] | None
+    _saved_hyperparams: dict[str, Any]
     _resume: ResumeCallback | None = None
 
     def __init__(self, args: Any, algo: str, *rest: Any, config: str | None = None, **kwargs: Any) -> None:
@@ -87,6 +90,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
             saved_hyperparams = OrderedDict(sorted(hyperparams.items()))
             pprint(saved_hyperparams)
         self.trial_id = trial_id
+        self._saved_hyperparams = saved_hyperparams
         return hyperparams, saved_hyperparams
 
     def load_trial(self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True) -> Any:
@@ -166,6 +170,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
     def create_callbacks(self) -> None:
         """Cf. the Zoo's. Checkpoints come first: the others then find the state they go on from."""
         super().create_callbacks()
+        if self.algo == "ddqn" and self.tensorboard_log is not None and not self.optimize_hyperparameters:
+            tenth = max(self.n_timesteps // 10, 1)
+            self.callbacks.append(TensorboardCallback(self._create_film_env, self._saved_hyperparams, tenth))
         if self._resume is not None:
             self.callbacks.insert(0, self._resume)
 
@@ -214,6 +221,14 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 f"ddqn needs a discrete action space, and {self.env_name.gym_id} has {action_space}; "
                 "for continuous actions the Zoo has sac, td3 and tqc."
             )
+
+    def _create_film_env(self) -> VecEnv:
+        kwargs = self.eval_env_kwargs
+        self.eval_env_kwargs = {**(kwargs or {}), "render_mode": "rgb_array"}
+        try:
+            return self.create_envs(1, eval_env=True)
+        finally:
+            self.eval_env_kwargs = kwargs
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """Cf. the Zoo's. Says which environments are for training (:func:`dqn_ext.atari.native_when_training`)."""

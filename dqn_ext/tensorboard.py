@@ -1,0 +1,97 @@
+"""What a TensorBoard log shows of a run beside its curves: its hyperparameters, and films of its agent."""
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
+from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+
+METRICS = ("eval/mean_reward", "rollout/ep_rew_mean")
+
+
+class TensorboardCallback(BaseCallback):
+    """Adds hyperparameters and films to the TensorBoard log of a run. Changes nothing in the run.
+
+    :param make_env: gives an environment to film, with ``rgb_array`` rendering, for this callback alone
+    :param hyperparams: by name; what is no number or text is shown as text
+    :param film_freq: transitions, of all environments, between two films
+    :param n_steps: greedy steps in a film
+    """
+
+    def __init__(
+        self, make_env: Callable[[], VecEnv], hyperparams: Mapping[str, Any], film_freq: int, n_steps: int = 200
+    ) -> None:
+        super().__init__()
+        self.film_freq, self.n_steps = film_freq, n_steps
+        self._make_env, self._hyperparams = make_env, hyperparams
+        self._env: VecEnv | None = None
+        self._last_film = 0  # in transitions
+
+    def _on_training_start(self) -> None:
+        hyperparams = {
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in self._hyperparams.items()
+        }
+        # Of the metrics TensorBoard takes the curves' last values
+        self.logger.record(
+            "hparams", HParam(hyperparams, dict.fromkeys(METRICS, 0.0)), exclude=("stdout", "log", "json", "csv")
+        )
+        self.logger.dump(self.num_timesteps)
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps // self.film_freq > self._last_film // self.film_freq:
+            self._film()
+            self._last_film = self.num_timesteps
+        return True
+
+    def _on_training_end(self) -> None:
+        if self._last_film < self.num_timesteps:
+            self._film()
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+    def _film(self) -> None:
+        outputs = [output for output in self.logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
+        if not outputs:
+            return
+        if self._env is None:
+            self._env = self._make_env()
+        if self.model.get_vec_normalize_env() is not None:
+            sync_envs_normalization(self.training_env, self._env)
+        frames = []
+        observations: Any = self._env.reset()
+        for _ in range(self.n_steps):
+            frame = self._env.render()
+            assert frame is not None
+            frames.append(frame)
+            actions, _ = self.model.predict(observations, deterministic=True)
+            observations = self._env.step(actions)[0]
+        for output in outputs:
+            add_film(output, "film/greedy", frames, self.num_timesteps)
+
+
+def add_film(output: TensorBoardOutputFormat, tag: str, frames: list[np.ndarray], step: int, fps: float = 15) -> None:
+    """Write a film, as an animated picture.
+
+    ``SummaryWriter.add_video`` does so with a module that moviepy no longer has since its version 2.
+
+    :param frames: (H, W, 3) bytes each
+    """
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    images = [Image.fromarray(frame).quantize(64) for frame in frames]
+    content = io.BytesIO()
+    images[0].save(
+        content, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0, optimize=False
+    )
+    height, width, channels = frames[0].shape
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=content.getvalue())
+    file_writer = output.writer.file_writer
+    assert file_writer is not None
+    file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+    output.writer.flush()

@@ -1,0 +1,131 @@
+"""Films of agents: python -m dqn_ext.watch, and what TensorBoard shows of a run."""
+
+import io
+import itertools
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch as th
+from PIL import Image
+from stable_baselines3.common.env_util import make_atari_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import VecFrameStack
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dqn_ext import DDQN, watch
+from dqn_ext.panels import CHOSEN, HEADER, Moment, Panel
+from dqn_ext.tensorboard import TensorboardCallback
+from tests.zoo.conftest import run_python
+
+GAME = "PongNoFrameskip-v4"
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    """A run of some steps, with checkpoints on its way and a TensorBoard log."""
+    folder = tmp_path_factory.mktemp("watch")
+    run_python(
+        f"-m rl_zoo3.train --algo ddqn --env {GAME} -n 100 --eval-freq 100 --eval-episodes 1 --save-freq 10 "
+        "-f logs -tb tb --eval-env-kwargs max_num_frames_per_episode:400 "
+        "-params learning_starts:40 buffer_size:200 n_envs:2 gradient_steps:1",
+        cwd=folder,
+    )
+    return folder
+
+
+def decode(path: Path) -> tuple[dict, np.ndarray]:
+    reader = imageio_ffmpeg.read_frames(str(path))
+    about = next(reader)
+    width, height = about["size"]
+    return about, np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
+
+
+def test_side_by_side(logs):
+    process = run_python(f"-m dqn_ext.watch --env {GAME} -f logs -n 30", cwd=logs)
+    assert "Showing rl_model_10_steps.zip (10 steps, 10%)" in process.stdout
+    assert "Showing rl_model_50_steps.zip (50 steps, 50%)" in process.stdout
+    assert f"Showing {GAME}.zip (100 steps, 100%)" in process.stdout
+    about, frames = decode(logs / f"logs/ddqn/{GAME}_1/videos/watch-ddqn-{GAME}.mp4")
+    assert (about["codec"], about["fps"], len(frames)) == ("h264", 15, 30)
+    assert about["pix_fmt"].startswith("yuv420p")
+    # Pong's brown field in each of the three panels
+    brown = (np.abs(frames[-1].astype(int) - [144, 72, 17]).max(axis=2) < 12).mean(axis=0) > 0.5
+    assert np.diff(brown.astype(int)).clip(0).sum() == 3
+    assert (frames[0] != frames[-1]).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--env BreakoutNoFrameskip-v4 -f logs", "There is no run of ddqn on BreakoutNoFrameskip-v4 in 'logs'"),
+        (f"--env {GAME} -f logs -n 0", "-n must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_bad_input(logs, arguments, sentence):
+    process = run_python(f"-m dqn_ext.watch {arguments}", cwd=logs, check=False)
+    assert process.returncode == 1
+    assert process.stderr.strip().splitlines()[-1].startswith(f"Error: {sentence}")
+
+
+def test_what_is_shown():
+    """Scores are the raw ones of the whole game, Q-values the network's, and the action its largest."""
+    kwargs = {"max_num_frames_per_episode": 1200, "render_mode": "rgb_array"}
+    env = VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", env_kwargs=kwargs), 4)
+    model = DDQN("CnnPolicy", env, device="cpu", seed=1)
+    moments = list(watch.play(model, model.get_env()))
+    assert [moment.over for moment in moments] == [False] * (len(moments) - 1) + [True]
+    assert all(moment.action == moment.q_values.argmax() for moment in moments)
+    assert all(later.score >= earlier.score for earlier, later in itertools.pairwise(moments))
+    assert watch.frames_per_second(env.venv.envs[0]) == 15
+    assert watch.action_names(env.venv.envs[0]) == ["NOOP", "FIRE", "RIGHT", "LEFT"]
+
+
+def test_the_nearest_checkpoints():
+    checkpoints = {steps: Path(str(steps)) for steps in (25_000, 50_000, 260_000, 400_000)}
+    assert watch.choose(checkpoints) == [50_000, 260_000, 400_000]
+    assert watch.choose({7: Path("a")}) == [7]
+
+
+def test_a_panel():
+    frame = np.full((210, 160, 3), (10, 200, 30), np.uint8)
+    panel = Panel("1,000 steps", "10% of the run", ["NOOP", "FIRE"], frame.shape)
+    picture = np.array(panel.draw(Moment(frame, 15.0, np.array([0.5, 1.5]), action=1)))
+    assert (picture[HEADER:, : panel.frame_size[0]] == (10, 200, 30)).all()
+    chosen = (picture == tuple(bytes.fromhex(CHOSEN[1:]))).all(axis=2)
+    first, second = (HEADER + 28 + panel.row_height * row for row in range(2))
+    assert not chosen[first : first + panel.row_height - 2].any()
+    assert chosen[second : second + panel.row_height].sum(axis=1).max() > 100
+
+
+def test_tensorboard(logs):
+    events = EventAccumulator(str(next(logs.glob("tb/*/*"))), size_guidance={"images": 0}).Reload()
+    assert {"train/loss", "train/q_value_mean", "train/td_error", "train/grad_norm"} <= set(events.Tags()["scalars"])
+    films = events.Images("film/greedy")
+    assert [film.step for film in films] == list(range(10, 101, 10))
+    film = Image.open(io.BytesIO(films[-1].encoded_image_string))
+    assert film.size == (160, 210)
+    assert film.n_frames > 30
+    hyperparams = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"learning_starts" in hyperparams
+    assert b"CnnPolicy" in hyperparams
+
+
+def test_films_change_nothing(tmp_path):
+    """A run with films ends with the weights of one without."""
+    weights = []
+    for filmed in (False, True):
+        env = VecFrameStack(make_atari_env(GAME, 2, seed=0), 4)
+
+        def make_env():
+            return VecFrameStack(make_atari_env(GAME, 1, seed=5, env_kwargs={"render_mode": "rgb_array"}), 4)
+
+        model = DDQN("CnnPolicy", env, learning_starts=20, buffer_size=200, batch_size=8, seed=3, device="cpu")
+        model.set_logger(configure(str(tmp_path / str(filmed)), ["tensorboard"]))
+        callback = TensorboardCallback(make_env, {"seed": 3}, film_freq=30, n_steps=20)
+        model.learn(100, callback=callback if filmed else None)
+        weights.append(th.nn.utils.parameters_to_vector(model.q_net.parameters()))
+    assert th.equal(*weights)
+    events = EventAccumulator(str(tmp_path / "True"), size_guidance={"images": 0}).Reload()
+    assert [film.step for film in events.Images("film/greedy")] == [30, 60, 90, 104]
