@@ -1,10 +1,12 @@
 """The Zoo's experiment manager, for ddqn."""
 
 import argparse
+import os
+import platform
 import re
 import sys
 from collections import OrderedDict
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from pprint import pprint
 from typing import Any
@@ -27,6 +29,7 @@ from dqn_ext.learner import choose_dtype
 from dqn_ext.tensorboard import TensorboardCallback
 from dqn_ext.zoo import HYPERPARAMS_DIR
 from dqn_ext.zoo.search_space import refine_policy_kwargs
+from dqn_ext.zoo.sweeps import open_storage, run_trials
 
 # What an entry of a YAML file may hold beside DDQN's own arguments (rl_zoo3.exp_manager)
 ZOO_KEYS = {
@@ -58,6 +61,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
     """Finds the packaged hyperparameters, and refuses what cannot work before anything is written."""
 
     trial_id: int | None
+    study_name: str | None
+    max_total_trials: int | None
     seed: int
     save_path: str
     monitor_kwargs: dict[str, Any]
@@ -235,9 +240,28 @@ class ExperimentManager(exp_manager.ExperimentManager):
         with nullcontext() if eval_env else atari.training():
             return super().create_envs(n_envs, eval_env, no_log)
 
+    def hyperparameters_optimization(self) -> None:
+        """Cf. the Zoo's. In a study that is stored, and so may be shared, a killed worker's trial is run again."""
+        if self.storage is not None:
+            study = optuna.create_study(
+                sampler=self._create_sampler(self.sampler),
+                pruner=self._create_pruner(self.pruner),
+                storage=open_storage(self.storage),
+                study_name=self.study_name,
+                load_if_exists=True,
+                direction="maximize",
+            )
+            self.study_name = study.study_name
+            with suppress(KeyboardInterrupt):
+                run_trials(study, self.objective, self.n_trials, self.max_total_trials, self.n_jobs)
+            self.max_total_trials = 0  # the Zoo only reports
+        super().hyperparameters_optimization()
+
     def objective(self, trial: optuna.Trial) -> float:
         """Cf. the Zoo's. The search space refines the entry, which it finds in ``trial.entry``."""
         trial.entry = self._hyperparams
+        if self.storage is not None:
+            trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
         return super().objective(trial)
 
 

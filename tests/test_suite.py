@@ -1,0 +1,153 @@
+"""scripts/suite.py: games x algorithms x seeds on Ray, with real trainings, of which some are killed on the way."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from dqn_ext.checkpoint import CheckpointFolder
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'dqn-ext[suite]'")
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "suite.py"
+
+
+def start(arguments: str, zoo_flags: str, folder: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(SCRIPT), *arguments.split(), "-f", "suite", "--", *zoo_flags.split()]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
+    )
+
+
+def wait_until(condition: Callable[[], object], suite: "subprocess.Popen[str]", timeout: float = 300) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        if suite.poll() is not None or time.monotonic() > end:
+            suite.kill()
+            raise AssertionError(suite.communicate()[0])
+        time.sleep(0.05)
+
+
+def checkpoint(run: Path) -> int:
+    """The step of a run's newest checkpoint, 0 if there is none."""
+    return max(CheckpointFolder(run / "checkpoint").steps(), default=0)
+
+
+def trainings(folder: Path) -> list[psutil.Process]:
+    """The Zoo's processes of a suite."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "dqn_ext.zoo" in words and any(word.startswith(str(folder)) for word in words):
+            found.append(process)
+    return found
+
+
+def check_curves(run: Path, evaluations: list[int]) -> None:
+    """No gap and no doubled row."""
+    assert np.load(run / "evaluations.npz")["timesteps"].tolist() == evaluations
+    for monitor in run.glob("*monitor.csv"):
+        lines = monitor.read_text().splitlines()
+        assert [line for line in lines if line.startswith(("#", "r"))] == lines[:2]
+        times = [float(line.split(",")[2]) for line in lines[2:]]
+        assert times
+        assert (np.diff(times) > 0).all()
+
+
+def test_on_this_machine(tmp_path: Path) -> None:
+    """One training is killed and goes on, one starts anew; and the same command again has nothing to do."""
+    arguments = "--games CartPole-v1 --algos dqn ddqn --seeds 7 -n 4000 --cpus 0.5 --checkpoint-freq 200"
+    zoo_flags = "--eval-freq 1000 --eval-episodes 1 -params learning_starts:200"
+    left = tmp_path / "suite/runs/dqn-CartPole-v1-7/dqn/CartPole-v1_1/0.monitor.csv"
+    left.parent.mkdir(parents=True)
+    left.write_text("of a dqn that was killed")
+    suite = start(arguments, zoo_flags, tmp_path)
+    run = tmp_path / "suite/ddqn/CartPole-v1_7"  # as enjoy --exp-id 7 finds it
+    wait_until(lambda: checkpoint(run) >= 400, suite)
+    for process in trainings(tmp_path / "suite/runs/ddqn-"):
+        process.kill()
+    output = suite.communicate(timeout=300)[0]
+    assert suite.returncode == 0, output
+    assert "ddqn-CartPole-v1-7: Going on from step" in output
+    assert "ddqn-CartPole-v1-7: Eval num_timesteps=4000" in output
+    rows = json.loads((tmp_path / "suite/table.json").read_text())
+    assert [(row["algo"], row["steps"], row["retries"], row["state"]) for row in rows] == [
+        ("dqn", rows[0]["steps"], 0, "finished"),
+        ("ddqn", 4000, 1, "finished"),
+    ]
+    for row in rows:
+        folder = tmp_path / "suite" / row["algo"] / "CartPole-v1_7"
+        check_curves(folder, [1000, 2000, 3000, 4000])
+        assert row["last"] == np.load(folder / "evaluations.npz")["results"][-1].mean()
+        assert row["last"] <= row["best"]
+    assert (tmp_path / "suite/results_CartPole-v1.png").stat().st_size > 1000
+
+    before = (run / "evaluations.npz").stat().st_mtime
+    again = start(arguments, zoo_flags, tmp_path)
+    output = again.communicate(timeout=120)[0]
+    assert again.returncode == 0, output
+    assert "2 of them finished before" in output
+    assert (run / "evaluations.npz").stat().st_mtime == before
+
+    other = start(arguments.replace("4000", "5000"), zoo_flags, tmp_path)
+    output = other.communicate(timeout=120)[0]
+    assert other.returncode == 1
+    assert "holds a run with other flags (-n 4000" in output
+    assert "Traceback" not in output
+
+
+def test_a_run_that_fails_is_told_and_not_tried_again(tmp_path: Path) -> None:
+    suite = start("--games CartPole-v1 --seeds 1 -n 200 --cpus 0.5", "-params gamma:2", tmp_path)
+    output = suite.communicate(timeout=200)[0]
+    assert suite.returncode == 1
+    assert "Error: gamma must lie in [0, 1], not be 2." in output
+    assert "not all runs have finished" in output
+    assert len((tmp_path / "suite/runs/ddqn-CartPole-v1-1/attempts").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_node(tmp_path: Path) -> None:
+    """Two raylets on this machine; one is killed with all that runs on it, and the other one finishes the suite."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    node = cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    suite = start(
+        f"--games Breakout Pong --algos ddqn --seeds 1 2 -n 600 --address {cluster.address} --checkpoint-freq 50",
+        "--eval-freq 200 --eval-episodes 1 --env-kwargs max_num_frames_per_episode:200 "
+        "-params learning_starts:60 buffer_size:500",
+        tmp_path,
+    )
+    runs = [tmp_path / f"suite/ddqn/{game}NoFrameskip-v4_{seed}" for game in ("Breakout", "Pong") for seed in (1, 2)]
+    try:
+        wait_until(lambda: all(checkpoint(run) >= 100 for run in runs), suite)
+        before = {process.pid for process in trainings(tmp_path / "suite")}
+        assert len(before) == 4
+        cluster.remove_node(node, allow_graceful=False)
+        output = suite.communicate(timeout=500)[0]
+    finally:
+        suite.kill()
+        cluster.shutdown()
+    print(output)
+    assert suite.returncode == 0, output
+    rows = json.loads((tmp_path / "suite/table.json").read_text())
+    assert [row["state"] for row in rows] == ["finished"] * 4
+    assert [row["steps"] for row in rows] == [600] * 4
+    retries = [row["retries"] for row in rows]
+    assert sum(retries) == 2, retries
+    assert output.count("Going on from step") == 2
+    for run in runs:
+        check_curves(run, [200, 400, 600])
