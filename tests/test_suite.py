@@ -137,6 +137,8 @@ def test_a_killed_node(tmp_path: Path) -> None:
         before = {process.pid for process in trainings(tmp_path / "suite")}
         assert len(before) == 4
         cluster.remove_node(node, allow_graceful=False)
+        # Its trainings do not outlive it
+        wait_until(lambda: sum(psutil.pid_exists(pid) for pid in before) == 2, suite, timeout=20)
         output = suite.communicate(timeout=500)[0]
     finally:
         suite.kill()

@@ -76,11 +76,15 @@ def run_trials(study: optuna.Study, objective: Objective, n_trials: int, total: 
             raise _TooMany(f"the study has its {total} trials")
         return objective(trial)
 
+    told = False
     while len(study.get_trials(deepcopy=False, states=FINISHED)) < total:
         if len(study.get_trials(deepcopy=False, states=BEGUN)) < total:
             stop = MaxTrialsCallback(total, states=BEGUN)
             _optimize(study, objective_unless_too_many, n_jobs=n_jobs, callbacks=[stop], catch=(_TooMany,))
         else:
+            if not told:
+                print("The last trials run in other workers; this one waits, in case one of them dies.", flush=True)
+            told = True
             time.sleep(study._storage.get_heartbeat_interval() / 2)
             optuna.storages.fail_stale_trials(study)
 

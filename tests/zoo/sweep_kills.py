@@ -162,12 +162,14 @@ class Study:
 
 
 def kill_workers(study: Study, kills: int, workers: int) -> dict[str, int]:
-    """Kill them in mid-trial, at random moments; a new one takes each one's place."""
+    """Kill them in mid-trial, at random moments all along the study; a new one takes each one's place."""
     for _ in range(workers):
         study.start()
     done = 0
     while done < kills:
-        time.sleep(random.uniform(0, 8))
+        while len(study.trials(*FINISHED)) < done:
+            time.sleep(0.05)
+        time.sleep(random.uniform(0, 5))
         study.wait_for(running=1)
         alive = {worker.pid: index for index, worker in enumerate(study.workers) if worker.poll() is None}
         pids = {trial.number: study.pid(trial) for trial in study.trials(TrialState.RUNNING)}
