@@ -83,11 +83,18 @@ def prepare(run: Run) -> None:
     if record.exists() and json.loads(record.read_text()) != list(run.flags):
         was = " ".join(json.loads(record.read_text()))
         sys.exit(f"Error: {run.folder} holds a run with other flags ({was}); give the suite another folder, -f.")
-    record.write_text(json.dumps(run.flags))
+    replace(record, json.dumps(run.flags))
     link = Path(run.suite, run.algo, f"{run.env}_{run.seed}")
     link.parent.mkdir(exist_ok=True)
     if not link.is_symlink():
         link.symlink_to(os.path.relpath(run.zoo_folder, link.parent))
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file that is whole at any time."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
 
 
 def train(run: Run) -> None:
@@ -230,7 +237,7 @@ def main() -> None:
         run_on_ray(unfinished, args)
 
     rows = [row(run) for run in runs]
-    (suite / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
+    replace(suite / "table.json", json.dumps(rows, indent=1) + "\n")
     plot(suite, args.algos, envs, args.n_timesteps)
     print(f"\n{table(rows)}\n\n{suite} has table.json, the plots and all runs.")
     if any(row["state"] != "finished" for row in rows):
