@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--cpus", type=float, default=1, help="CPU cores of each run")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of each run, or its share of one")
     parser.add_argument("--retries", type=int, default=3, help="how often a run that was killed is run again")
-    parser.add_argument("--checkpoint-freq", type=int, default=50_000, help="steps between ddqn's checkpoints")
+    parser.add_argument("--checkpoint-freq", type=int, default=100_000, help="steps between ddqn's checkpoints")
     args = parser.parse_args(words)
 
     suite = args.folder.absolute()
