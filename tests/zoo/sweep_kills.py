@@ -213,7 +213,7 @@ def main() -> None:
         records["journal file" if options.journal else "PostgreSQL"] = {
             "command": f"python -m tests.zoo.sweep_kills FOLDER {command}",
             "date": time.strftime("%Y-%m-%d"),
-            "cores": os.cpu_count(),
+            "machine": f"{os.cpu_count()} cores",
             "optuna": optuna.__version__,
             "seconds": round(time.time() - begin),
             **counts,
