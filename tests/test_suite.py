@@ -108,6 +108,7 @@ def test_on_this_machine(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_and_not_tried_again(tmp_path: Path) -> None:
     suite = start("--games CartPole-v1 --seeds 1 -n 200 --cpus 0.5", "-params gamma:2", tmp_path)
     output = suite.communicate(timeout=200)[0]
