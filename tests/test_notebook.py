@@ -15,6 +15,7 @@ from matplotlib.colors import to_rgb
 from nbclient import NotebookClient
 from PIL import Image
 
+from dqn_ext import DDQN
 from tests.hub.hub_server import HubServer
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "unit3_ddqn.ipynb"
@@ -62,12 +63,16 @@ def run(folder, hub) -> Run:
     environment = {
         **os.environ,
         **{f"UNIT3_{name}": value for name, value in SETTINGS.items()},
-        **{"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1"},
-        # No kernel or profile but this environment's, no package from an index, no other reason for the plots' backend
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": "hf_test",
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "OMP_NUM_THREADS": "1",
+        "PIP_NO_INDEX": "1",  # an installation would fail
+        # No kernel and no profile of the user's
         **{name: str(folder / name) for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")},
-        **{"PIP_NO_INDEX": "1", "OMP_NUM_THREADS": "1"},
     }
-    environment.pop("MPLBACKEND", None)
+    environment.pop("MPLBACKEND", None)  # the kernel sets its own
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     client.execute(env=environment)
@@ -138,7 +143,9 @@ def test_the_score(run, hub):
 
 
 def test_somebodys_agent(run, hub, folder):
-    assert "Downloading from" in run.text("load")
-    weights = hub.repos[REPO]["agent.safetensors"]
-    assert weights
-    assert (folder / "downloaded/ddqn" / f"{GAME}_1" / f"{GAME}.zip").is_file()
+    assert f"GET /{REPO}/resolve/HASH/agent.safetensors" in hub.requests
+    downloaded, trained = (
+        DDQN.load(folder / logs / "ddqn" / f"{GAME}_1" / f"{GAME}.zip", device="cpu") for logs in ("downloaded", "logs")
+    )
+    for name, weights in trained.q_net.state_dict().items():
+        assert (weights == downloaded.q_net.state_dict()[name]).all()
