@@ -114,7 +114,7 @@ def test_the_curve(run):
     pixels = np.asarray(picture).astype(int)
     for color in ("tab:blue", "tab:orange", "grey"):  # training, evaluations, the course's bar
         distance = np.abs(pixels - np.multiply(to_rgb(color), 255)).max(axis=-1)
-        assert (distance < 4).sum() > 100, color
+        assert (distance < 30).any(axis=0).sum() > 150, color  # columns: many more than in the legend
 
 
 def test_the_videos(run, folder):
