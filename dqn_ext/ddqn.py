@@ -86,7 +86,7 @@ class DDQN(DQN):
         stack = None if self.env is None else unwrap_vec_wrapper(self.env, VecFrameStack)
         self._n_stack = stack.stacked_obs.n_stack if isinstance(stack, VecFrameStack) else None
         if _init_setup_model:
-            check_values(vars(self))
+            check_values({**vars(self), "stats_window_size": self._stats_window_size})
             # To complain now rather than when learning starts
             self._choose_replay_buffer()
             choose_dtype(precision, self.device)
@@ -142,7 +142,7 @@ class DDQN(DQN):
                 losses = replay_data.weights * losses
             loss = losses.mean()
 
-            grad_norm = learner.step(loss, self.max_grad_norm)
+            grad_norm = learner.step(loss, float(self.max_grad_norm))
 
             with th.no_grad():
                 td_errors = (target_q_values - current_q_values).abs()
@@ -335,15 +335,20 @@ class DDQN(DQN):
         if issubclass(buffer_class, HerReplayBuffer):
             # Not an argument of the user's: environments are not saved
             buffer_kwargs["env"] = self.env
-        return buffer_class(
-            self.buffer_size,
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            n_envs=self.n_envs,
-            optimize_memory_usage=self.optimize_memory_usage,
-            **buffer_kwargs,
-        )
+        try:
+            return buffer_class(
+                self.buffer_size,
+                self.observation_space,
+                self.action_space,
+                device=self.device,
+                n_envs=self.n_envs,
+                optimize_memory_usage=self.optimize_memory_usage,
+                **buffer_kwargs,
+            )
+        except InvalidInput:
+            raise
+        except (MemoryError, ValueError) as error:
+            raise InvalidInput(f"A replay memory of buffer_size {self.buffer_size} cannot be made: {error}") from error
 
     # ------------------------------------------------------------------ files
 

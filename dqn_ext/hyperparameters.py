@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
+from stable_baselines3.common.buffers import ReplayBuffer
+
 from dqn_ext.errors import InvalidInput
 from dqn_ext.replay import check_settings as check_replay_settings
 
@@ -18,7 +20,9 @@ _WHOLE_NUMBERS = {
     "checkpoint_freq": 0,  # 0: no checkpoints
     "learning_starts": 0,
     "gradient_steps": -1,  # -1: as many as steps were collected
+    "stats_window_size": 1,
 }
+_MOST = 2**53  # of a whole number: beyond it numbers of other kinds cannot tell it from the next one
 _FRACTIONS = ("gamma", "tau", "exploration_fraction", "exploration_initial_eps", "exploration_final_eps")
 
 
@@ -39,21 +43,36 @@ def check_values(hyperparams: Mapping[str, Any]) -> None:
     for name, least in _WHOLE_NUMBERS.items():
         if name in hyperparams and not _is_whole(hyperparams[name], least):
             raise InvalidInput(f"{name} must be a whole number of at least {least}, not {hyperparams[name]!r}.")
+        if int(hyperparams.get(name, 0)) > _MOST:
+            raise InvalidInput(f"{name} must be at most {_MOST}, not {hyperparams[name]!r}.")
+
+    if not isinstance(value := hyperparams.get("stats_window_size", 1), int):  # SB3 takes Python's own only
+        raise InvalidInput(f"stats_window_size must be a plain whole number, not {value!r}.")
 
     for name in _FRACTIONS:
         value = hyperparams.get(name, 0)
         if not (_is_real(value) and 0 <= value <= 1):
             raise InvalidInput(f"{name} must lie in [0, 1], not be {value!r}.")
 
-    for name in ("double_q", "overlap"):
+    for name in ("double_q", "overlap", "optimize_memory_usage"):
         if not isinstance(hyperparams.get(name, True), bool):
             raise InvalidInput(f"{name} must be True or False, not {hyperparams[name]!r}.")
 
-    for name in ("learning_rate", "max_grad_norm"):
-        value = hyperparams.get(name, 1)
-        # A learning rate may also be a schedule.
-        if not callable(value) and not (_is_real(value) and value > 0):
-            raise InvalidInput(f"{name} must be a number above 0, not {value!r}.")
+    value = hyperparams.get("max_grad_norm", 1)
+    if not (_is_real(value) and value > 0):
+        raise InvalidInput(f"max_grad_norm must be a number above 0, not {value!r}.")
+    value = hyperparams.get("learning_rate", 1)
+    # SB3 takes numbers of Python's own kinds, or a schedule
+    if not callable(value) and not (_is_real(value) and isinstance(value, (int, float)) and 0 < value < 1e9):
+        raise InvalidInput(f"learning_rate must be a plain number above 0, or a schedule, not {value!r}.")
+
+    for name in ("policy_kwargs", "replay_buffer_kwargs"):
+        value = hyperparams.get(name)
+        if not (value is None or isinstance(value, Mapping)):
+            raise InvalidInput(f"{name} must name arguments and their values, {{name: value}}, not {value!r}.")
+    value = hyperparams.get("replay_buffer_class")
+    if not (value is None or (isinstance(value, type) and issubclass(value, ReplayBuffer))):
+        raise InvalidInput(f"replay_buffer_class must be a subclass of SB3's ReplayBuffer, not {value!r}.")
 
     train_freq = hyperparams.get("train_freq", 1)
     frequency, unit = (
@@ -70,6 +89,9 @@ def check_values(hyperparams: Mapping[str, Any]) -> None:
     buffer_size, batch_size = hyperparams.get("buffer_size"), hyperparams.get("batch_size")
     if buffer_size is not None and batch_size is not None and buffer_size < batch_size:
         raise InvalidInput(f"buffer_size must be at least batch_size ({batch_size}), not {buffer_size}.")
+    n_steps = hyperparams.get("n_steps")
+    if buffer_size is not None and n_steps is not None and buffer_size < n_steps:
+        raise InvalidInput(f"n_steps must be at most buffer_size ({buffer_size}), not {n_steps}.")
 
 
 def _is_whole(value: Any, least: int) -> bool:

@@ -44,7 +44,10 @@ class Stopwatch:
 
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._depth = 0
-        self._wrap(model.env, "step", "environment")
+        self._is_on_gpu = model.device.type == "cuda"
+        # One after the other: an overlapped update stands between them
+        self._wrap(model.env, "step_async", "environment")
+        self._wrap(model.env, "step_wait", "environment")
         self._wrap(model, "predict", "acting")
         for name in ("add", "sample"):
             self._wrap(model.replay_buffer, name, "replay")
@@ -64,6 +67,8 @@ class Stopwatch:
             try:
                 return function(*args, **kwargs)
             finally:
+                if self._is_on_gpu:
+                    sys.modules["torch"].cuda.synchronize()
                 self._depth -= 1
                 if self._depth == 0:  # the forward pass of acting is acting
                     self.seconds[part] += time.perf_counter() - start

@@ -1,7 +1,10 @@
+import math
+
+import numpy as np
 import pytest
 
 from dqn_ext import DDQN
-from dqn_ext.errors import InvalidInput
+from dqn_ext.errors import Diverged, InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
 
 
@@ -32,15 +35,35 @@ def test_buffer_smaller_than_a_batch():
     check_values({"batch_size": 32, "buffer_size": 32})
 
 
-@pytest.mark.parametrize("value", [0, -1e-4, "1e-4"])
+@pytest.mark.parametrize("value", [0, -1e-4, "1e-4", float("nan"), 1e300, np.float32(0.1)])
 def test_learning_rate(value):
-    with pytest.raises(InvalidInput, match="learning_rate must be a number above 0"):
+    with pytest.raises(InvalidInput, match="learning_rate must be a plain number above 0"):
         check_values({"learning_rate": value})
 
 
 def test_the_constructor_checks():
     with pytest.raises(InvalidInput, match="gamma must lie"):
         DDQN("MlpPolicy", "CartPole-v1", gamma=2)
+
+
+VALUES = [None, -1, 0, 1, 0.5, 1.5, math.nan, math.inf, "x", "", [], {}, (1, 2, 3), True, 1e300, object(), 10**30]
+VALUES += [np.float32(0.5), np.int64(3)]
+NOT_OF_A_RUN = {"policy", "device", "verbose", "seed", "tensorboard_log"}
+
+
+@pytest.mark.parametrize("name", sorted(argument_names(DDQN) - NOT_OF_A_RUN))
+def test_any_value_runs_or_gets_a_sentence(name):
+    """And nothing else: no traceback from the depths, no agent whose weights are no numbers."""
+    for value in VALUES:
+        if name == "train_freq" and value == 10**30:  # would run, for ages
+            continue
+        settings = {"learning_starts": 10, "buffer_size": 200, "batch_size": 8, "device": "cpu", "seed": 0, name: value}
+        try:
+            model = DDQN("MlpPolicy", "CartPole-v1", **settings)
+            model.learn(20)
+        except (InvalidInput, Diverged):
+            continue
+        assert all(weights.isfinite().all() for weights in model.policy.parameters()), (name, value)
 
 
 def test_nearest_name():
