@@ -78,7 +78,11 @@ def check_values(hyperparams: Mapping[str, Any]) -> None:
     frequency, unit = (
         train_freq if isinstance(train_freq, (tuple, list)) and len(train_freq) == 2 else (train_freq, "step")
     )
-    if not _is_whole(frequency, 1) or getattr(unit, "value", unit) not in ("step", "episode"):
+    # Of Python's own kind, SB3 takes no other
+    if not (_is_whole(frequency, 1) and isinstance(frequency, int)) or getattr(unit, "value", unit) not in (
+        "step",
+        "episode",
+    ):
         raise InvalidInput(
             f"train_freq must be a whole number of at least 1, alone or with its unit 'step' or 'episode', "
             f"not {train_freq!r}."
