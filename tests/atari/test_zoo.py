@@ -31,7 +31,7 @@ def test_training_and_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert isinstance(native, AtariVecEnv)
     assert is_vecenv_wrapped(model.env, VecFrameStack)
     assert model.observation_space.shape == (4, 84, 84)
-    (evaluation,) = manager.callbacks
+    evaluation = manager.callbacks[-1]
     assert type(evaluation.eval_env.unwrapped) is DummyVecEnv
     # Trials of -optimize write no files
     trial = manager.create_envs(2, no_log=True)
