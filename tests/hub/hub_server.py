@@ -26,7 +26,11 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[str] = []  # a line for each, without what differs from push to push
         self.faults: dict[str, str] = {}  # such a line -> "500", "timeout", "cut" or "lost" (done, and not answered)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def server_close(self) -> None:
+        self.shutdown()  # or the thread would go on, and ask a closed socket without end
+        super().server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
