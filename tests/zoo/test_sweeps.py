@@ -32,7 +32,10 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("storage", STORAGES, indirect=True)
 def test_a_killed_workers_trial_is_run_again(storage: str, tmp_path: Path) -> None:
-    study = Study(storage, tmp_path, total=6)
+    study = Study(storage, tmp_path, total=6, steps=3000)
+    # Of the six, two that no later trial reaches at any of its evaluations: the pruner ends them all
+    best = optuna.trial.create_trial(value=501, intermediate_values=dict.fromkeys(range(1, 6), 501.0))
+    study.study.add_trials([best, best])
     try:
         study.start()
         study.start()
@@ -46,7 +49,7 @@ def test_a_killed_workers_trial_is_run_again(storage: str, tmp_path: Path) -> No
     assert (counts["failed"], counts["run again"], counts["left waiting"]) == (1, 1, 0)
     assert study.pid(study.trials(TrialState.FAIL)[0]) == study.workers[0].pid
     assert {trial.number for trial in study.trials(TrialState.FAIL)} <= killed
-    assert counts["pruned"]
+    assert (counts["complete"], counts["pruned"]) == (2, 4)
 
 
 @pytest.mark.slow
