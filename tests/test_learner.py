@@ -1,7 +1,10 @@
 """The fast path of an update against the plain one."""
 
+from copy import deepcopy
+
 import ale_py
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common import torch_layers
@@ -48,17 +51,39 @@ def plain():
     return learned(PLAIN)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0.02), ("bfloat16", 0.9)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0.25), ("bfloat16", 0.9)])
 def test_hundred_updates_are_the_plain_ones(plain, precision, tolerance, monkeypatch):
     monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)  # it is slow elsewhere, not wrong
     before, expected, _ = plain
     start, weights, model = learned({}, precision=precision)
     assert th.equal(start, before)
-    # The distance between both ends, in parts of the way that was made. Adam makes a step of full size of whatever
-    # sign rounding has left to a tiny gradient: in bfloat16 the distance may be long
+    # The distance between both ends, in parts of the way that was made. Mostly 1e-5 in float32; but a rounding may
+    # choose another of two actions of equal value, or switch a unit, and the ways part there. In bfloat16 Adam makes
+    # a step of full size of whatever sign rounding has left to a tiny gradient
     assert (weights - expected).norm() < tolerance * (expected - before).norm()
     assert all(parameter.dtype == th.float32 for parameter in model.policy.parameters())
     assert all(state["exp_avg"].dtype == th.float32 for state in model.policy.optimizer.state.values())
+
+
+def test_each_of_a_hundred_updates_is_the_plain_one(plain):
+    """From the same weights and moments, which the plain path goes on with."""
+    plain_model = plain[2]
+    model = learned({})[2]
+    distances = []
+    for update in range(100):
+        model.policy.load_state_dict(plain_model.policy.state_dict())
+        for ours, theirs in zip(model.q_net.parameters(), plain_model.q_net.parameters(), strict=True):
+            model.policy.optimizer.state[ours] = deepcopy(plain_model.policy.optimizer.state[theirs])
+        before = nn.utils.parameters_to_vector(model.q_net.parameters()).detach()
+        after = []
+        for agent in (plain_model, model):
+            agent.set_random_seed(update)
+            agent.train(1, 16)
+            after.append(nn.utils.parameters_to_vector(agent.q_net.parameters()).detach())
+        distances.append(float((after[1] - after[0]).norm() / (after[0] - before).norm()))
+    # A tie of two actions that rounding decides, see above, may be among them
+    assert np.quantile(distances, 0.9) < 3e-5
+    assert max(distances) < 0.1
 
 
 def test_gradient_in_bfloat16():
