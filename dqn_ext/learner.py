@@ -5,6 +5,7 @@ import logging
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from torch import nn
+from torch.nn import functional as F
 
 from dqn_ext.errors import InvalidInput
 from dqn_ext.policies import ImageQNetwork
@@ -46,7 +47,24 @@ class Learner:
         if self.device.type != "cpu" or grad_norm > max_grad_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, max_grad_norm, grad_norm)
         optimizer.step()
+        if self.device.type == "cpu" and isinstance(optimizer, th.optim.Adam):
+            clear_vanishing_moments(optimizer)
         return grad_norm
+
+
+def clear_vanishing_moments(optimizer: th.optim.Adam) -> None:
+    """Every 200 steps, set moments to 0 that are on their way there, since their weights have no gradient any more.
+
+    Such a moment halves every 7 steps until it is denormal, below 1e-38, and stays so. With denormal numbers processors
+    compute many times slower, and dead units make them by the thousand. A moment that is cleared moves its weight by
+    less than 1e-12 of the learning rate.
+    """
+    if any(group["eps"] < 1e-8 for group in optimizer.param_groups):
+        return  # the smallest moments may matter
+    for state in optimizer.state.values():
+        if state["step"] % 200 == 0:
+            state["exp_avg"].copy_(F.hardshrink(state["exp_avg"], 1e-20))
+            state["exp_avg_sq"].copy_(F.hardshrink(state["exp_avg_sq"], 1e-32))
 
 
 def choose_dtype(precision: str, device: th.device) -> th.dtype:

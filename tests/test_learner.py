@@ -115,6 +115,28 @@ def test_clipping_is_torchs(max_grad_norm):
         th.testing.assert_close(parameter.grad, gradient)
 
 
+def test_no_moment_stays_denormal():
+    """Units that die leave moments that halve for ever; clearing them changes no weight."""
+    weights, twins = (nn.Parameter(th.linspace(0.1, 1, 1000)) for _ in range(2))
+    adam, plain = (th.optim.Adam([parameter], lr=1e-3, fused=True) for parameter in (weights, twins))
+    alive = th.arange(1000) % 2 == 0
+    generator = th.Generator().manual_seed(0)
+
+    def n_denormal(optimizer):
+        moments = optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg"].abs()
+        return int(((moments > 0) & (moments < 1.2e-38)).sum())
+
+    for step in range(1200):
+        gradient = th.randn(1000, generator=generator)
+        weights.grad = twins.grad = gradient if step < 10 else gradient * alive
+        adam.step()
+        learner.clear_vanishing_moments(adam)
+        plain.step()
+        assert n_denormal(adam) == 0
+    assert n_denormal(plain) == 500
+    assert th.equal(weights, twins)
+
+
 def test_settings_that_change_between_two_updates_count():
     """SB3 lets its users exchange the policy of a model, and callbacks change a model's settings."""
     model = DDQN("MlpPolicy", "CartPole-v1", learning_starts=10, device="cpu", learning_rate=1.0).learn(20)

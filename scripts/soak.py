@@ -1,0 +1,86 @@
+"""Is memory flat over hours? A training of the Zoo's, with evaluations, saved agents and checkpoints, and its memory.
+
+    python scripts/soak.py --hours 2 --output results/soak.json
+    # Any training, with the Zoo's own flags
+    python scripts/soak.py --hours 1 -- --algo ddqn --env PongNoFrameskip-v4 -n 100000000
+
+Resident memory is read every half minute. The figure is the median of the last five minutes over the median of the
+five minutes after the tenth, by when the replay memory must be full. The training is then told to stop, as a
+scheduler would, and must leave a checkpoint.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+DEFAULT = (
+    "--algo ddqn --env SpaceInvadersNoFrameskip-v4 -n 1000000000 --eval-freq 20000 --eval-episodes 3 "
+    "--save-freq 50000 --verbose 0 -params buffer_size:20000 learning_starts:2000 checkpoint_freq:20000"
+)
+INTERVAL = 30  # seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hours", type=float, default=2.0)
+    parser.add_argument("--output", type=Path, help="a json file for the record")
+    parser.add_argument("flags", nargs="*", help="of rl_zoo3.train, after --", default=DEFAULT.split())
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["-m", "rl_zoo3.train", *args.flags, "-f", folder]
+        training = subprocess.Popen([sys.executable, *command])
+        megabytes: list[float] = []
+        steps: list[int] = []
+        begin = time.time()
+        while time.time() - begin < 3600 * args.hours:
+            time.sleep(INTERVAL)
+            if training.poll() is not None:
+                raise SystemExit(f"The training ended after {time.time() - begin:.0f} s, with {training.returncode}.")
+            processes = [psutil.Process(training.pid), *psutil.Process(training.pid).children(recursive=True)]
+            megabytes.append(round(sum(process.memory_info().rss for process in processes) / 1e6, 1))
+            steps.append(newest_checkpoint(Path(folder)))
+            minutes = len(megabytes) * INTERVAL / 60
+            print(f"{minutes:6.1f} min   checkpoint {steps[-1]:>9}   {megabytes[-1]:8.1f} MB", flush=True)
+        training.terminate()
+        code = training.wait()
+        last = newest_checkpoint(Path(folder))
+
+    minute = 60 // INTERVAL
+    after_ten, at_end = np.median(megabytes[10 * minute : 15 * minute]), np.median(megabytes[-5 * minute :])
+    print(f"after 10 minutes {after_ten:.1f} MB, at the end {at_end:.1f} MB: {100 * (at_end / after_ten - 1):+.2f}%")
+    print(f"told to stop: exit code {code}, checkpoint at step {last}")
+    if args.output:
+        record = {
+            "command": "python scripts/soak.py " + " ".join(sys.argv[1:]),
+            "training": "python -m rl_zoo3.train " + " ".join(args.flags),
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "seconds_between": INTERVAL,
+            "megabytes_after_10_minutes": float(after_ten),
+            "megabytes_at_the_end": float(at_end),
+            "ratio": round(float(at_end / after_ten), 4),
+            "exit_code": code,
+            "steps": last,
+            "checkpoints": steps,
+            "megabytes": megabytes,
+        }
+        args.output.write_text(json.dumps(record) + "\n")
+
+
+def newest_checkpoint(folder: Path) -> int:
+    """The step of the run's newest checkpoint, 0 if there is none."""
+    return max((int(path.name) for path in folder.glob("*/*/checkpoint/*") if path.name.isdecimal()), default=0)
+
+
+if __name__ == "__main__":
+    main()
