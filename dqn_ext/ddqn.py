@@ -1,8 +1,11 @@
 """Double DQN (van Hasselt, Guez, Silver 2016, https://arxiv.org/abs/1509.06461) on top of SB3's DQN."""
 
 import io
+import json
 import math
 import pathlib
+import zipfile
+from contextlib import nullcontext
 from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
@@ -13,7 +16,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.save_util import load_from_zip_file, open_path
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
@@ -403,12 +406,17 @@ _NOT_YET: Any = object()  # stands for a replay memory that is not needed yet
 
 
 def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
-    """Read the weights, and nothing that would have to be unpickled, to see that they are a Q-network's.
+    """Read all of it, and unpickle nothing, to see that it is undamaged and that the weights are a Q-network's.
 
     :raises InvalidInput: on a file that is empty, truncated, damaged or of another algorithm
     """
     name = path if isinstance(path, (str, pathlib.Path)) else "the model file"
     try:
+        opened = nullcontext(path) if isinstance(path, io.IOBase) else open_path(path, "r", suffix="zip")
+        with opened as file, zipfile.ZipFile(file) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{damaged} is not what was written")
+            json.loads(archive.read("data"))
         _, params, _ = load_from_zip_file(path, load_data=False, device="cpu")
     except FileNotFoundError:
         raise

@@ -1,7 +1,7 @@
 """What checkpoints cost: seconds to write and to go on from, megabytes, and their share of a run's time.
 
     python scripts/bench_checkpoint.py
-    python scripts/bench_checkpoint.py --game Pong --transitions 10000 100000 --freq 100000
+    python scripts/bench_checkpoint.py --game Pong --transitions 100000 1000000 --freq 50000
 
 Trains ddqn's entry for Atari, compressed replay memory and all. Whenever the memory has grown to one of the sizes, it
 measures the pace of learning without checkpoints, then writes some, and reads the last one back. The share is that of
@@ -82,7 +82,8 @@ class Bench(BaseCallback):
 
 def atari_entry() -> dict[str, Any]:
     hyperparams = yaml.safe_load((Path(__file__).parent.parent / "hyperparams/ddqn.yml").read_text())["atari"]
-    zoo_keys = ("env_wrapper", "frame_stack", "n_timesteps", "n_envs", "learning_rate")
+    zoo_keys = {"env_wrapper", "vec_env_wrapper", "frame_stack", "n_timesteps", "n_envs", "learning_rate"}
+    zoo_keys |= {"checkpoint_freq"}
     return {
         "n_envs": hyperparams["n_envs"],
         "agent": {name: value for name, value in hyperparams.items() if name not in zoo_keys},
@@ -99,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--game", default="SpaceInvaders")
     parser.add_argument("--transitions", type=int, nargs="+", default=[20_000, 100_000], help="in the replay memory")
-    parser.add_argument("--freq", type=int, default=50_000, help="transitions from one checkpoint to the next")
+    parser.add_argument("--freq", type=int, default=100_000, help="transitions from one checkpoint to the next")
     parser.add_argument("--folder", help="on the disk to be measured; by default the system's for temporary files")
     parser.add_argument("--output", type=Path, help="a JSON file for the record")
     options = parser.parse_args()

@@ -333,6 +333,32 @@ def test_files_that_are_no_model(tmp_path):
         assert isinstance(DDQN.load(file), DDQN)
 
 
+def test_damaged_model_files():
+    """Truncated at every kilobyte, or with a flipped bit: a sentence, or the agent that was saved."""
+    model = DDQN("MlpPolicy", "CartPole-v1", **SMALL)
+    file = io.BytesIO()
+    model.save(file)
+    content = file.getvalue()
+    rng = np.random.default_rng(0)
+    damaged = [content[:length] for length in range(0, len(content), 1024)]
+    for position in rng.integers(len(content), size=300):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << rng.integers(8)
+        damaged.append(bytes(flipped))
+    refused = 0
+    for bad in damaged:
+        try:
+            loaded = DDQN.load(io.BytesIO(bad), device="cpu")
+        except InvalidInput:
+            refused += 1
+            continue
+        for name in ("learning_rate", "gamma", "batch_size", "buffer_size", "learning_starts", "policy_kwargs"):
+            assert getattr(loaded, name) == getattr(model, name)
+        for name, weights in loaded.policy.state_dict().items():
+            assert th.equal(weights, model.policy.state_dict()[name])
+    assert refused > 0.9 * len(damaged)
+
+
 def test_agents_of_dqn_load(tmp_path):
     dqn = DQN("MlpPolicy", "CartPole-v1", seed=0, **SMALL)
     dqn.save(tmp_path / "dqn.zip")

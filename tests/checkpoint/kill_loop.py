@@ -5,6 +5,7 @@ has imported everything already: it is killed by SIGKILL and leaves what a kille
 """
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -116,7 +117,7 @@ def reference(env: str, folder: Path) -> dict[str, Any]:
     return th.load(folder / "outcome.pt", weights_only=False)
 
 
-def random_kills(env: str, folder: Path, kills: int) -> None:
+def random_kills(env: str, folder: Path, kills: int) -> dict[str, int]:
     wanted = reference(env, folder / "reference")
     done, run, told = 0, 0, -1
     begin = time.time()
@@ -131,9 +132,10 @@ def random_kills(env: str, folder: Path, kills: int) -> None:
             assert_same(th.load(folder / str(run) / "outcome.pt", weights_only=False), wanted)
             run, told = run + 1, -1
     print(f"{done} kills, {run} runs came to the same end, {time.time() - begin:.0f} s")
+    return {"kills": done, "runs that came to the same end": run, "seconds": round(time.time() - begin)}
 
 
-def kills_in_writing(env: str, folder: Path, stride: int) -> None:
+def kills_in_writing(env: str, folder: Path, stride: int) -> dict[str, int]:
     wanted = reference(env, folder / "reference")
     event = 1
     while True:
@@ -147,7 +149,9 @@ def kills_in_writing(env: str, folder: Path, stride: int) -> None:
         assert_same(th.load(run / "outcome.pt", weights_only=False), wanted)
         event += stride
     assert event > 20, "too few calls: the kills have missed the writing"
-    print(f"killed at {-(-(event - 1) // stride)} of {event - 1} calls, each went on to the same end")
+    kills = -(-(event - 1) // stride)
+    print(f"killed at {kills} of {event - 1} calls, each went on to the same end")
+    return {"kills": kills, "calls of a checkpoint's writing": event - 1, "runs that came to the same end": kills}
 
 
 if __name__ == "__main__":
@@ -157,9 +161,21 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--in-writing", type=int, default=0, help="kill at every n-th call of a checkpoint's writing")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="a json file to which the record is added")
     options = parser.parse_args()
     random.seed(options.seed)
+    records = []
     if options.kills:
-        random_kills(options.env, options.folder / "random", options.kills)
+        records.append(random_kills(options.env, options.folder / "random", options.kills))
     if options.in_writing:
-        kills_in_writing(options.env, options.folder / "writing", options.in_writing)
+        records.append(kills_in_writing(options.env, options.folder / "writing", options.in_writing))
+    if options.output:
+        words = [word for word in sys.argv[2:] if word not in ("--output", str(options.output))]
+        about = {
+            "command": f"python -m tests.checkpoint.kill_loop FOLDER {' '.join(words)}",
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": f"{os.cpu_count()} cores",
+        }
+        records = [{**about, **record} for record in records]
+        before = json.loads(options.output.read_text()) if options.output.exists() else []
+        options.output.write_text(json.dumps([*before, *records], indent=1) + "\n")
