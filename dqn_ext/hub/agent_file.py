@@ -5,6 +5,7 @@ description is checked field by field, the network's shapes are worked out witho
 weights of exactly these names, shapes and type are read.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from dqn_ext.hub.plain import (
 from dqn_ext.hyperparameters import argument_names, check_values
 
 DESCRIPTION, WEIGHTS = "agent.json", "agent.safetensors"
+CHECKSUMS = "sha256"  # in the description, of both files
 MAX_DESCRIPTION, MAX_WEIGHTS = 2**20, 2**29  # bytes
 
 ALGORITHMS: dict[str, type[DQN]] = {"dqn": DQN, "ddqn": DDQN}
@@ -270,9 +272,13 @@ class Agent:
 
         :raises InvalidInput: on anything that :meth:`write` would not have written
         """
-        agent = cls(check_description(read_json(_read(description, MAX_DESCRIPTION), DESCRIPTION)), {})
+        content = read_json(_read(description, MAX_DESCRIPTION), DESCRIPTION)
+        checksums = content.pop(CHECKSUMS, None) if isinstance(content, dict) else None
+        agent = cls(check_description(content), {})
         if weights.stat().st_size > MAX_WEIGHTS:
             raise InvalidInput(f"{WEIGHTS} must not be larger than {MAX_WEIGHTS >> 20} MB.")
+        if checksums is not None and checksums != _checksums(content, weights):
+            raise InvalidInput(f"{DESCRIPTION} and {WEIGHTS} are damaged: their checksums are not what was written.")
         try:
             with safe_open(weights, framework="pt") as file:
                 headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dict
@@ -290,8 +296,9 @@ class Agent:
 
     def write(self, folder: Path) -> None:
         """Write the two files."""
-        (folder / DESCRIPTION).write_text(json.dumps(self.description, indent=1, allow_nan=False) + "\n")
         save_file(self.weights, folder / WEIGHTS)
+        content = {**self.description, CHECKSUMS: _checksums(self.description, folder / WEIGHTS)}
+        (folder / DESCRIPTION).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
     def check_weights(self, found: Mapping[str, tuple[str, Any]]) -> None:
         """:raises InvalidInput: unless ``found`` has the names, types and shapes of the described network's weights"""
@@ -453,6 +460,15 @@ def describe_space(space: spaces.Space) -> dict[str, Any]:
 
 def _plain_statistics(moments: Any) -> dict[str, Any]:
     return {"mean": moments.mean.tolist(), "var": moments.var.tolist(), "count": float(moments.count)}
+
+
+def _checksums(description: Mapping[str, Any], weights: Path) -> dict[str, str]:
+    """Against damage, not against malice: whoever changes the files can change these, too."""
+    plain = json.dumps(description, sort_keys=True).encode()
+    return {
+        DESCRIPTION: hashlib.sha256(plain).hexdigest(),
+        WEIGHTS: hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
 
 
 def _read(path: Path, most: int) -> bytes:
