@@ -61,10 +61,12 @@ def clear_vanishing_moments(optimizer: th.optim.Adam) -> None:
     """
     if any(group["eps"] < 1e-8 for group in optimizer.param_groups):
         return  # the smallest moments may matter
-    for state in optimizer.state.values():
-        if state["step"] % 200 == 0:
-            state["exp_avg"].copy_(F.hardshrink(state["exp_avg"], 1e-20))
-            state["exp_avg_sq"].copy_(F.hardshrink(state["exp_avg_sq"], 1e-32))
+    states = list(optimizer.state.values())
+    if not states or states[0]["step"] % 200 != 0:
+        return
+    for state in states:
+        state["exp_avg"].copy_(F.hardshrink(state["exp_avg"], 1e-20))
+        state["exp_avg_sq"].copy_(F.hardshrink(state["exp_avg_sq"], 1e-32))
 
 
 def choose_dtype(precision: str, device: th.device) -> th.dtype:

@@ -4,9 +4,9 @@
     # Any training, with the Zoo's own flags
     python scripts/soak.py --hours 1 -- --algo ddqn --env PongNoFrameskip-v4 -n 100000000
 
-Resident memory is read every half minute. The figure is the median of the last five minutes over the median of the
-five minutes after the tenth, by when the replay memory must be full. The training is then told to stop, as a
-scheduler would, and must leave a checkpoint.
+Resident memory is read every half minute. The figure is the median of the last half hour over the median of the half
+hour that follows the tenth minute, by when the replay memory must be full; a checkpoint's 25 MB come and go in between.
+The training is then told to stop, as a scheduler would, and must leave a checkpoint.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> None:
         last = newest_checkpoint(Path(folder))
 
     minute = 60 // INTERVAL
-    after_ten, at_end = np.median(megabytes[10 * minute : 15 * minute]), np.median(megabytes[-5 * minute :])
+    after_ten, at_end = np.median(megabytes[10 * minute : 40 * minute]), np.median(megabytes[-30 * minute :])
     print(f"after 10 minutes {after_ten:.1f} MB, at the end {at_end:.1f} MB: {100 * (at_end / after_ten - 1):+.2f}%")
     print(f"told to stop: exit code {code}, checkpoint at step {last}")
     if args.output:
