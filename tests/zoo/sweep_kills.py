@@ -96,9 +96,9 @@ class Study:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
     def wait_for(self, running: int, timeout: float = 240) -> None:
-        """Wait until so many trials run, that is for an end of the workers' imports."""
+        """Wait until so many trials run whose workers have said so, that is for an end of the workers' imports."""
         end = time.monotonic() + timeout
-        while len(self.trials(TrialState.RUNNING)) < running:
+        while sum(self.pid(trial) != 0 for trial in self.trials(TrialState.RUNNING)) < running:
             assert time.monotonic() < end, self.log()
             time.sleep(0.05)
 
