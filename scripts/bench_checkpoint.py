@@ -82,8 +82,15 @@ class Bench(BaseCallback):
 
 def atari_entry() -> dict[str, Any]:
     hyperparams = yaml.safe_load((Path(__file__).parent.parent / "hyperparams/ddqn.yml").read_text())["atari"]
-    zoo_keys = {"env_wrapper", "vec_env_wrapper", "frame_stack", "n_timesteps", "n_envs", "learning_rate"}
-    zoo_keys |= {"checkpoint_freq"}
+    zoo_keys = (
+        "env_wrapper",
+        "vec_env_wrapper",
+        "frame_stack",
+        "n_timesteps",
+        "n_envs",
+        "learning_rate",
+        "checkpoint_freq",
+    )
     return {
         "n_envs": hyperparams["n_envs"],
         "agent": {name: value for name, value in hyperparams.items() if name not in zoo_keys},

@@ -117,20 +117,19 @@ def main() -> None:
             floor = n_flop / rates[name] + n_bytes / bandwidth
             update = float(np.median(durations[name]))
             speed_up = float(np.median(np.divide(durations["dqn"], durations[name])))
-            rows.append(
-                {
-                    "batch_size": batch_size,
-                    "run": name,
-                    "gflop": round(n_flop / 1e9, 2),
-                    "floor_ms": round(1000 * floor, 2),
-                    "update_ms": round(1000 * update, 2),
-                    "over_floor": round(update / floor, 1),
-                    "speed_up_over_dqn": round(speed_up, 2),
-                }
-            )
-            _, _, gflop, floor_ms, update_ms, over_floor, _ = rows[-1].values()
+            row = {
+                "batch_size": batch_size,
+                "run": name,
+                "gflop": round(n_flop / 1e9, 2),
+                "floor_ms": round(1000 * floor, 2),
+                "update_ms": round(1000 * update, 2),
+                "over_floor": round(update / floor, 1),
+                "speed_up_over_dqn": round(speed_up, 2),
+            }
+            rows.append(row)
             print(
-                f"{batch_size:>5}  {name:14}{gflop:>7}{floor_ms:>10}{update_ms:>11}{over_floor:>9}{speed_up:>19.2f}",
+                f"{batch_size:>5}  {name:14}{row['gflop']:>7}{row['floor_ms']:>10}{row['update_ms']:>11}"
+                f"{row['over_floor']:>9}{speed_up:>19.2f}",
                 flush=True,
             )
     if args.output:

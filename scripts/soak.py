@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from dqn_ext.checkpoint import CheckpointFolder
+
 DEFAULT = (
     "--algo ddqn --env SpaceInvadersNoFrameskip-v4 -n 1000000000 --eval-freq 20000 --eval-episodes 3 "
     "--save-freq 50000 --verbose 0 -params buffer_size:20000 learning_starts:2000 checkpoint_freq:20000"
@@ -79,7 +81,7 @@ def main() -> None:
 
 def newest_checkpoint(folder: Path) -> int:
     """The step of the run's newest checkpoint, 0 if there is none."""
-    return max((int(path.name) for path in folder.glob("*/*/checkpoint/*") if path.name.isdecimal()), default=0)
+    return max((step for path in folder.glob("*/*/checkpoint") for step in CheckpointFolder(path).steps()), default=0)
 
 
 if __name__ == "__main__":

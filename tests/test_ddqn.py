@@ -18,6 +18,7 @@ from torch import nn
 from dqn_ext import DDQN
 from dqn_ext.errors import InvalidInput
 from dqn_ext.features import ImpalaCNN
+from tests.damage import damaged
 
 SMALL = {"learning_starts": 50, "buffer_size": 500, "policy_kwargs": {"net_arch": [16]}, "device": "cpu"}
 
@@ -338,15 +339,9 @@ def test_damaged_model_files():
     model = DDQN("MlpPolicy", "CartPole-v1", **SMALL)
     file = io.BytesIO()
     model.save(file)
-    content = file.getvalue()
-    rng = np.random.default_rng(0)
-    damaged = [content[:length] for length in range(0, len(content), 1024)]
-    for position in rng.integers(len(content), size=300):
-        flipped = bytearray(content)
-        flipped[position] ^= 1 << rng.integers(8)
-        damaged.append(bytes(flipped))
+    contents = list(damaged(file.getvalue(), 300))
     refused = 0
-    for bad in damaged:
+    for bad in contents:
         try:
             loaded = DDQN.load(io.BytesIO(bad), device="cpu")
         except InvalidInput:
@@ -356,7 +351,7 @@ def test_damaged_model_files():
             assert getattr(loaded, name) == getattr(model, name)
         for name, weights in loaded.policy.state_dict().items():
             assert th.equal(weights, model.policy.state_dict()[name])
-    assert refused > 0.9 * len(damaged)
+    assert refused > 0.9 * len(contents)
 
 
 def test_agents_of_dqn_load(tmp_path):

@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,11 @@ from dqn_ext.errors import InvalidInput
 from dqn_ext.hub import metrics, zoo_file
 from dqn_ext.hub.agent_file import DESCRIPTION, WEIGHTS, Agent
 from dqn_ext.hub.card import CARD, RESULTS, check
+from tests.damage import damaged
 from tests.hub.test_card import card
 
 ENV = "CartPole-v1"
 HYPERPARAMETERS = {"policy": "MlpPolicy", "policy_kwargs": "dict(net_arch=[32])", "gamma": 0.98}
-
-
-def damaged(content: bytes, n_flips: int) -> Iterator[bytes]:
-    for length in range(0, len(content), 1024):
-        yield content[:length]
-    rng = np.random.default_rng(0)
-    for position in rng.integers(len(content), size=n_flips):
-        flipped = bytearray(content)
-        flipped[position] ^= 1 << rng.integers(8)
-        yield bytes(flipped)
 
 
 def try_all(path: Path, read: Callable[[], Any], is_same: Callable[[Any], bool], n_flips: int = 200) -> int:
