@@ -315,7 +315,7 @@ def test_files_that_are_no_model(tmp_path):
     bad = tmp_path / "bad.zip"
     flipped = bytearray(content)
     flipped[len(content) // 2] ^= 0xFF
-    for damaged in (
+    for broken in (
         b"",
         content[:100],
         content[: len(content) // 2],
@@ -323,7 +323,7 @@ def test_files_that_are_no_model(tmp_path):
         b"not a zip" * 100,
         bytes(flipped),
     ):
-        bad.write_bytes(damaged)
+        bad.write_bytes(broken)
         with pytest.raises(InvalidInput, match=r"bad.zip is not a readable model: it is empty, truncated or damaged"):
             DDQN.load(bad)
 
