@@ -59,10 +59,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.fault = fault
             return True
         self.body()
+        if fault.isdigit():  # and the connection stays: the client would ask the next thing on it
+            self.answer({"error": "a fault"}, int(fault))
+            return False
         if fault == "timeout":
             threading.Event().wait(2.0)  # longer than the client waits in the tests
-        elif fault.isdigit():
-            self.answer({"error": "a fault"}, int(fault))
         self.close_connection = True
         return False
 
