@@ -39,7 +39,6 @@ class StackLayout:
         self._word = np.uint64 if n_bytes % 8 == 0 else np.uint8
         # Fresh arrays would cost more, in page faults, than to fill them
         self._is_same = np.ones_like(self._is_newest)
-        self._same_words = np.empty((self.n_envs, n_bytes // np.dtype(self._word).itemsize), np.bool_)
         # Where a word holds whole stacks, the bytes of older frames are the same in all words
         words = np.logical_not(self._is_newest).view(self._word)
         self._older_bytes = int(words[0]) if (words == words[0]).all() else None
@@ -60,11 +59,6 @@ class StackLayout:
         if self._older_bytes is not None:
             return int(np.bitwise_and.reduce(same.view(self._word))) & self._older_bytes == self._older_bytes
         return bool(np.logical_or(same, self._is_newest).all())
-
-    def equal(self, flat: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Of each environment, whether its observations are equal, (n_envs,)."""
-        np.equal(flat.view(self._word), other.view(self._word), out=self._same_words)
-        return np.logical_and.reduce(self._same_words, axis=1)
 
     def frames(self, flat: np.ndarray) -> np.ndarray:
         """The stacks' frames, oldest first, (n_envs, n_stack, frame_size)."""
