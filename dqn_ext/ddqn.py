@@ -26,14 +26,14 @@ from stable_baselines3.common.type_aliases import (
     TrainFrequencyUnit,
 )
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_wrapper
-from stable_baselines3.dqn.policies import DQNPolicy, MlpPolicy, MultiInputPolicy
+from stable_baselines3.dqn.policies import DQNPolicy
 from torch.nn import functional as F
 
 from dqn_ext.errors import Diverged, InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
 from dqn_ext.learner import Learner, choose_dtype
 from dqn_ext.overlap import Meanwhile
-from dqn_ext.policies import CnnPolicy
+from dqn_ext.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from dqn_ext.replay import FrameReplayBuffer, PrioritizedReplayBufferSamples, files
 from dqn_ext.td_targets import double_q_target, q_learning_target
 
@@ -52,7 +52,7 @@ class DDQN(DQN):
       may give;
     - the log, which adds ``train/q_value_mean`` (of the actions taken), ``train/td_error`` (mean absolute),
       ``train/grad_norm`` (before clipping) and ``train/updates_per_transition``;
-    - its ``CnnPolicy``, whose features extractor may be given by name.
+    - its policies, which take ``dueling``, and its ``CnnPolicy``, whose features extractor may be given by name.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class
     :param env: the environment to learn from

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dqn_ext.errors import InvalidInput
-from dqn_ext.policies import ImageQNetwork
+from dqn_ext.policies import QNetwork
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -29,7 +29,7 @@ class Learner:
         self.policy, self.device = policy, device
         dtype = choose_dtype(precision, device)
         for network in policy.modules():
-            if isinstance(network, ImageQNetwork):
+            if isinstance(network, QNetwork):
                 network.compute_dtype = dtype
         self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
 

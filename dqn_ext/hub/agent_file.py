@@ -85,6 +85,7 @@ _policy_kwargs = record(
     {
         "net_arch": sequence(whole(1, 2**14), 16),
         "activation_fn": one_of(*ACTIVATIONS),
+        "dueling": flag,
         "features_extractor_class": one_of(*EXTRACTORS),
         "features_extractor_kwargs": record({}, {"features_dim": whole(1, 2**14), "width": whole(1, 64)}),
         "normalize_images": flag,
@@ -214,7 +215,10 @@ def check_description(value: Any, name: str = DESCRIPTION) -> dict[str, Any]:
         raise InvalidInput(
             f"{name}.hyperparameters must not set double_q, precision or overlap, which dqn does not know."
         )
-    by_name = "features_extractor_class" in hyperparameters.get("policy_kwargs", {})
+    policy_kwargs = hyperparameters.get("policy_kwargs", {})
+    if description["algorithm"] == "dqn" and "dueling" in policy_kwargs:
+        raise InvalidInput(f"{name}.hyperparameters.policy_kwargs must not set dueling, which dqn does not know.")
+    by_name = "features_extractor_class" in policy_kwargs
     if by_name and (description["algorithm"], hyperparameters["policy"]) != ("ddqn", "CnnPolicy"):
         raise InvalidInput(f"{name} must not name a features_extractor_class; that is for ddqn's CnnPolicy.")
     if bool(hyperparameters.get("normalize")) != ("normalization" in description):

@@ -32,6 +32,8 @@ AGENTS = [
     ("dqn", "MlpPolicy", "CartPole-v1", "dict(net_arch=[8, 8], activation_fn=nn.Tanh)"),
     ("ddqn", "MlpPolicy", "CartPole-v1", "{'net_arch': [8], 'optimizer_class': th.optim.AdamW}"),
     ("dqn", "MlpPolicy", "CliffWalking-v1", {"net_arch": [8]}),
+    ("ddqn", "MlpPolicy", "CartPole-v1", {"net_arch": [8], "dueling": True}),
+    ("ddqn", "CnnPolicy", Images, "dict(dueling=True, features_extractor_kwargs=dict(features_dim=16))"),
     ("dqn", "CnnPolicy", Images, {"features_extractor_kwargs": {"features_dim": 16}}),
     ("ddqn", "CnnPolicy", Images, {"features_extractor_kwargs": {"features_dim": 16}, "normalize_images": True}),
     (
