@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import ale_py
 import gymnasium as gym
 import pytest
 import yaml
@@ -10,9 +11,12 @@ from dqn_ext import DDQN
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
 from dqn_ext.zoo import HYPERPARAMS_DIR
 from dqn_ext.zoo.manager import ZOO_KEYS
+from tests.zoo.conftest import run_python
 
 PACK = yaml.safe_load((HYPERPARAMS_DIR / "ddqn.yml").read_text())
-GAMES = "SpaceInvaders Pong Breakout Seaquest Qbert MsPacman BeamRider Enduro".split()  # noqa: SIM905
+GAMES = "SpaceInvaders Pong Breakout Seaquest Qbert MsPacman BeamRider Enduro Asterix RoadRunner".split()  # noqa: SIM905
+gym.register_envs(ale_py)
+ALL_GAMES = sorted(name for name in gym.registry if name.endswith("NoFrameskip-v4") and "-ram" not in name)
 
 
 def test_entries():
@@ -43,3 +47,20 @@ def test_one_update_per_four_steps(entry):
     """The ratio of Mnih et al. 2015."""
     hyperparams = PACK[entry]
     assert hyperparams["gradient_steps"] / (hyperparams["train_freq"] * hyperparams["n_envs"]) == 1 / 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ALL_GAMES)
+def test_every_game_trains(env, tmp_path):
+    """Those without an entry of their own take `atari`."""
+    run_python(
+        f"-m rl_zoo3.train --algo ddqn --env {env} -n 400 --eval-freq -1 -params learning_starts:200", cwd=tmp_path
+    )
+    agent = DDQN.load(tmp_path / f"logs/ddqn/{env}_1/{env}.zip", device="cpu")
+    assert agent.num_timesteps == 400
+    assert agent.n_steps == PACK.get(env, PACK["atari"]).get("n_steps", 1)
+
+
+def test_the_games_are_all_there():
+    assert len(ALL_GAMES) > 60
+    assert {f"{game}NoFrameskip-v4" for game in GAMES} <= set(ALL_GAMES)

@@ -1,0 +1,340 @@
+"""How well does it learn? Games x algorithms x seeds at one budget, a record of each run, and the comparison drawn.
+
+    python scripts/bench_learning.py --games Pong SpaceInvaders --algos dqn ddqn --seeds 1 2 3 -n 1000000
+    # Other settings under a name of their own; flags after -- are the Zoo's
+    python scripts/bench_learning.py --games Pong --algos ddqn --label "one step" -n 1000000 -- -params n_steps:1
+    # Draw again what has been recorded
+    python scripts/bench_learning.py --games Pong SpaceInvaders --seeds -n 1000000
+
+Each run is the Zoo's own train command. What was interrupted goes on when the same command is given again: ddqn from
+its checkpoints, other algorithms from the beginning. A run's final agent plays 30 full games at its final epsilon
+after up to 30 no-ops (the papers' protocol, unclipped scores); its record goes to ``--records``. A record that is not
+complete, or of another protocol or budget, is left out of the picture, and it is said.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import yaml
+from stable_baselines3.common.evaluation import evaluate_policy
+from suite import Run, RunFailed, RunKilled, prepare, replace, table, train
+
+from dqn_ext.hub.metrics import episodes
+from dqn_ext.watch import load
+from dqn_ext.zoo import register
+
+N_GAMES, N_EVALUATIONS, N_EVALUATION_GAMES = 30, 20, 10
+PROTOCOL = f"final agent, {N_GAMES} full games, unclipped scores, final epsilon, up to 30 no-ops"
+PACKAGES = ("dqn-ext", "stable-baselines3", "rl-zoo3", "torch", "gymnasium", "ale-py")
+FIELDS = {"label", "env", "seed", "n_timesteps", "protocol", "scores", "curve", "hours"}
+
+# Of random play and of a human, as in dqn_zoo's atari_data.py (google-deepmind)
+RANDOM_AND_HUMAN = {
+    "SpaceInvaders": (148, 1669),
+    "Pong": (-20.7, 14.6),
+    "Breakout": (1.7, 30.5),
+    "Seaquest": (68, 42055),
+    "Qbert": (164, 13455),
+    "MsPacman": (307, 6952),
+    "BeamRider": (364, 16927),
+    "Enduro": (0, 861),
+    "Asterix": (210, 8503),
+    "RoadRunner": (12, 7845),
+}
+# At 10 million steps, one run: benchmark.md of RL Baselines3 Zoo; at 50 million: van Hasselt et al. 2016, no-op starts
+ZOO_DQN_10M = {
+    "SpaceInvaders": 622.7,
+    "Pong": 20.6,
+    "Breakout": 358,
+    "Seaquest": 2000,
+    "Qbert": 9497,
+    "MsPacman": 2683,
+    "BeamRider": 4296,
+    "Enduro": 831,
+    "RoadRunner": 40396,
+}
+DOUBLE_DQN_50M = {
+    "SpaceInvaders": 3155,
+    "Breakout": 375,
+    "Seaquest": 7995,
+    "Qbert": 14875,
+    "MsPacman": 3210,
+    "BeamRider": 7654,
+    "Enduro": 320,
+    "Asterix": 15150,
+    "RoadRunner": 48377,
+}
+
+
+# ---------------------------------------------------------------------- running
+
+
+def see_to_the_end(run: Run, label: str, records: Path) -> None:
+    """Train, evaluate and record one run, unless that has been done."""
+    path = records / f"{label}-{run.env}-{run.seed}.json".replace(" ", "_")
+    if path.exists():
+        return
+    try:
+        train(run)
+    except (RunFailed, RunKilled) as error:
+        print(f"{run.name}: {error}", file=sys.stderr, flush=True)
+        return
+    content = record(run, label)
+    records.mkdir(parents=True, exist_ok=True)
+    replace(path, json.dumps(content) + "\n")
+    print(f"{run.name}: {np.mean(content['scores']):.1f} +/- {np.std(content['scores']):.1f}", flush=True)
+
+
+def record(run: Run, label: str) -> dict[str, Any]:
+    """What is kept of a run."""
+    evaluations = np.load(run.zoo_folder / "evaluations.npz")
+    agent = load(run.zoo_folder / f"{run.env}.zip", run.algo, run.seed)
+    folder = run.zoo_folder / run.env
+    settings = yaml.load((folder / "config.yml").read_text(), Loader=yaml.UnsafeLoader)  # written by this run
+    hours = hours_at(run.zoo_folder, agent.num_timesteps)
+    return {
+        "label": label,
+        "algo": run.algo,
+        "env": run.env,
+        "seed": run.seed,
+        "n_timesteps": int(run.flags[run.flags.index("-n") + 1]),
+        "steps": agent.num_timesteps,
+        "command": "python " + " ".join(run.command[: run.command.index("-f")] + list(run.flags)),
+        "settings": {name: str(value) for name, value in dict(settings).items()},
+        "commit": commit(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {agent.device}",
+        "date": time.strftime("%Y-%m-%d"),
+        "hours": round(float(hours(agent.num_timesteps)), 5),
+        "protocol": PROTOCOL,
+        "epsilon": agent.exploration_rate,
+        "scores": play(run),
+        "curve": {
+            "protocol": f"{evaluations['results'].shape[1]} full games at the epsilon of that moment",
+            "steps": evaluations["timesteps"].tolist(),
+            "hours": [round(float(hours(step)), 5) for step in evaluations["timesteps"]],
+            "scores": [[float(score) for score in scores] for scores in evaluations["results"]],
+        },
+    }
+
+
+def play(run: Run) -> list[float]:
+    """The scores of the run's final agent, in the environments in which the Zoo's ``enjoy`` shows it."""
+    from rl_zoo3.utils import create_test_env, get_saved_hyperparams
+
+    hyperparams, stats_path = get_saved_hyperparams(str(run.zoo_folder / run.env))
+    seed = 10_000 + run.seed
+    env = create_test_env(run.env, n_envs=6, stats_path=stats_path, seed=seed, hyperparams=hyperparams)
+    agent = load(run.zoo_folder / f"{run.env}.zip", run.algo, seed)
+    scores, _ = evaluate_policy(agent, env, N_GAMES, deterministic=False, return_episode_rewards=True)
+    env.close()
+    return [float(score) for score in scores]  # type: ignore[union-attr]
+
+
+def hours_at(folder: Path, n_timesteps: int) -> Any:
+    """Wall-clock of a training, evaluations included, as a function of its steps; from the episodes' ends."""
+    times, lengths = episodes(folder)[:, [0, 2]].T
+    steps = np.cumsum(lengths) / max(lengths.sum(), 1) * n_timesteps  # Monitor counts emulator frames on Atari
+    return lambda step: np.interp(step, [0, *steps], [0, *(times / 3600)])
+
+
+def commit() -> str:
+    """Of the code that ran, with a plus if it was changed since."""
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+# ---------------------------------------------------------------------- drawing
+
+
+def read_records(folder: Path, envs: list[str], n_timesteps: int) -> list[dict[str, Any]]:
+    """The records of these games and this budget; what is left out is said."""
+    records = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+            missing = FIELDS - content.keys()
+        except (ValueError, AttributeError):
+            content, missing = {}, FIELDS
+        if missing:
+            print(f"{path} is left out: it lacks {', '.join(sorted(missing))}")
+        elif content["protocol"] != PROTOCOL or len(content["scores"]) != N_GAMES:
+            print(f"{path} is left out: it is of another protocol ({content['protocol']})")
+        elif content["env"] in envs and content["n_timesteps"] != n_timesteps:
+            print(f"{path} is left out: it is of {content['n_timesteps']} steps")
+        elif content["env"] in envs:
+            records.append(content)
+    return records
+
+
+def by_label_and_game(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Records of all seeds, by label, then by game."""
+    grouped: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for content in records:
+        grouped[content["label"]][content["env"]].append(content)
+    return grouped
+
+
+def interquartile_means(records: list[dict[str, Any]], envs: list[str]) -> list[dict[str, Any]]:
+    """Over games and seeds, of human-normalized scores (0: random play, 1: a human), with 95% bootstrap intervals.
+
+    Of each label, as many seeds as all of its games have.
+    """
+    from rliable import library, metrics
+
+    scores = {}
+    for label, games in by_label_and_game(records).items():
+        if set(games) != set(envs) or any(game(env) not in RANDOM_AND_HUMAN for env in envs):
+            continue
+        n_seeds = min(map(len, games.values()))
+        columns = []
+        for env in envs:
+            random, human = RANDOM_AND_HUMAN[game(env)]
+            means = [np.mean(content["scores"]) for content in games[env][:n_seeds]]
+            columns.append((np.array(means) - random) / (human - random))
+        scores[label] = np.stack(columns, axis=1)
+    if not scores:
+        return []
+    np.random.seed(0)
+    points, intervals = library.get_interval_estimates(
+        scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000
+    )
+    return [
+        {
+            "label": label,
+            "seeds": len(scores[label]),
+            "games": len(envs),
+            "IQM": round(float(points[label][0]), 3),
+            "95% from": round(float(intervals[label][0][0]), 3),
+            "to": round(float(intervals[label][1][0]), 3),
+        }
+        for label in scores
+    ]
+
+
+def game(env: str) -> str:
+    return env.removesuffix("NoFrameskip-v4")
+
+
+def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path: Path) -> None:
+    """Scores over steps and over hours; the mean of the seeds, and from the least to the greatest of them."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(len(envs), 2, figsize=(11, 3.4 * len(envs)), squeeze=False, sharey="row")
+    grouped = by_label_and_game(records)
+    for (left, right), env in zip(axes, envs, strict=True):
+        for color, label in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"], sorted(grouped), strict=False):
+            seeds = grouped[label][env]
+            if not seeds:
+                continue
+            for axis, unit in ((left, "steps"), (right, "hours")):
+                last = min(content["curve"][unit][-1] for content in seeds)
+                grid = np.linspace(0, last, 100)[1:]
+                first = max(content["curve"][unit][0] for content in seeds)
+                grid = grid[grid >= first]
+                curves = [(content["curve"][unit], np.mean(content["curve"]["scores"], axis=1)) for content in seeds]
+                means = np.array([np.interp(grid, x, y) for x, y in curves])
+                axis.plot(grid, means.mean(axis=0), color=color, label=f"{label}, {len(seeds)} seeds")
+                axis.fill_between(grid, means.min(axis=0), means.max(axis=0), color=color, alpha=0.2, linewidth=0)
+        for name, scores, style in (
+            ("RL Zoo's dqn after 10M", ZOO_DQN_10M, "--"),
+            ("Double DQN's paper, after 50M", DOUBLE_DQN_50M, ":"),
+        ):
+            if game(env) in scores:
+                left.axhline(scores[game(env)], color="grey", linestyle=style, linewidth=1, label=name)
+        left.set(title=f"{game(env)}, {n_timesteps:,} steps", xlabel="steps (actions)", ylabel="score")
+        right.set(title=game(env), xlabel="hours")
+        left.legend(fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    print(f"{path} shows them.")
+
+
+def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every seed's result."""
+    return [
+        {
+            "game": game(content["env"]),
+            "label": content["label"],
+            "seed": content["seed"],
+            "mean": round(float(np.mean(content["scores"])), 1),
+            "std": round(float(np.std(content["scores"])), 1),
+            "mean - std": round(float(np.mean(content["scores"]) - np.std(content["scores"])), 1),
+            "hours": round(content["hours"], 2),
+        }
+        for content in sorted(records, key=lambda content: (content["env"], content["label"], content["seed"]))
+    ]
+
+
+def main() -> None:
+    """Run what has not been run, then print the tables and draw."""
+    words, zoo_flags = sys.argv[1:], []
+    if "--" in words:
+        words, zoo_flags = words[: words.index("--")], words[words.index("--") + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--games", nargs="+", required=True, help="names of Atari games, or ids of environments")
+    parser.add_argument("--algos", nargs="+", default=["dqn", "ddqn"])
+    parser.add_argument("--label", help="what to call the runs of one algorithm; its name by default")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="none: only draw")
+    parser.add_argument("-n", "--n-timesteps", type=int, required=True, help="steps of each run")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("-f", "--folder", type=Path, default=Path("logs/learning"), help="of the runs")
+    parser.add_argument("--records", type=Path, default=Path("results/learning"), help="of the records")
+    parser.add_argument("--picture", type=Path, help="learning_STEPS.png beside the folder of records, if not given")
+    args = parser.parse_args(words)
+    if args.label and len(args.algos) != 1:
+        parser.error("--label names the runs of one algorithm, and --algos has several")
+
+    gym.register_envs(ale_py)
+    register()
+    envs = [name if "-v" in name else f"{name}NoFrameskip-v4" for name in args.games]
+    every = str(max(args.n_timesteps // N_EVALUATIONS, 1))
+    flags = ("-n", str(args.n_timesteps), "--eval-freq", every, "--eval-episodes", str(N_EVALUATION_GAMES), *zoo_flags)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = []
+        for seed, env, algo in itertools.product(args.seeds, envs, args.algos):
+            label = args.label or algo
+            run = Run(str((args.folder / label).absolute()), algo, env, seed, flags)
+            prepare(run)
+            runs.append(pool.submit(see_to_the_end, run, label, args.records))
+        for done in runs:
+            done.result()
+
+    records = read_records(args.records, envs, args.n_timesteps)
+    if not records:
+        sys.exit(f"Error: {args.records} has no complete record of these games at {args.n_timesteps} steps.")
+    print(f"\n{table(rows(records))}\n")
+    if summary := interquartile_means(records, envs):
+        print(f"{table(summary)}\n")
+    draw(
+        records,
+        envs,
+        args.n_timesteps,
+        args.picture or args.records.parent / f"learning_{args.n_timesteps}.png",
+    )
+
+
+if __name__ == "__main__":
+    main()

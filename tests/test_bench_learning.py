@@ -1,0 +1,126 @@
+"""scripts/bench_learning.py: real runs of CartPole, of which one is killed on the way; records; the comparison."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dqn_ext.checkpoint import CheckpointFolder
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "bench_learning.py"
+FLAGS = "-- -params learning_starts:100 train_freq:16 gradient_steps:1"
+
+
+def start(arguments: str, folder: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments.split()],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(arguments: str, folder: Path) -> str:
+    process = start(arguments, folder)
+    output = process.communicate(timeout=500)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder in which both algorithms have learned CartPole for a moment, ddqn's run with a kill."""
+    folder = tmp_path_factory.mktemp("learning")
+    ddqn = f"--games CartPole-v1 --algos ddqn --seeds 7 -n 3000 {FLAGS} checkpoint_freq:300"
+    process = start(ddqn, folder)
+    checkpoints = CheckpointFolder(folder / "logs/learning/ddqn/ddqn/CartPole-v1_7/checkpoint")
+    end = time.monotonic() + 200
+    while not checkpoints.steps():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list((folder / "results").rglob("*.json"))
+
+    output = finish(ddqn, folder)
+    assert "ddqn-CartPole-v1-7: Going on from" in output
+    finish(f"--games CartPole-v1 --algos dqn --seeds 7 -n 3000 {FLAGS}", folder)
+    return folder
+
+
+def test_records(folder):
+    for algo in ("dqn", "ddqn"):
+        record = json.loads((folder / f"results/learning/{algo}-CartPole-v1-7.json").read_text())
+        assert (record["algo"], record["env"], record["seed"], record["n_timesteps"]) == (algo, "CartPole-v1", 7, 3000)
+        assert f"-m dqn_ext.zoo train --algo {algo} --env CartPole-v1 --seed 7 -n 3000" in record["command"]
+        assert str(folder) not in json.dumps(record)
+        assert len(record["scores"]) == 30
+        assert record["epsilon"] == pytest.approx(0.1 if algo == "ddqn" else 0.04)  # of the packaged entries
+        assert record["versions"]["torch"]
+        curve = record["curve"]
+        assert curve["steps"] == list(range(150, 3001, 150))  # the kill has left no gap and doubled nothing
+        assert np.shape(curve["scores"]) == (20, 10)
+        assert 0 < curve["hours"][0] < curve["hours"][-1] <= record["hours"] < 0.1
+
+
+def test_only_complete_records_of_the_protocol_are_drawn(folder):
+    records = folder / "results/learning"
+    good = json.loads((records / "ddqn-CartPole-v1-7.json").read_text())
+    others = {
+        "cut": json.dumps(good)[:100],
+        "unfinished": json.dumps({name: value for name, value in good.items() if name != "scores"}),
+        "greedy": json.dumps({**good, "protocol": "greedy, 5 games"}),
+        "short": json.dumps({**good, "n_timesteps": 100}),
+        "few": json.dumps({**good, "scores": [500.0] * 3}),
+        "other_game": json.dumps({**good, "env": "Acrobot-v1"}),
+    }
+    for name, content in others.items():
+        (records / f"{name}.json").write_text(content)
+    output = finish("--games CartPole-v1 --seeds -n 3000", folder)
+    for name in others:
+        (records / f"{name}.json").unlink()
+    assert "cut.json is left out: it lacks curve, env" in output
+    assert "unfinished.json is left out: it lacks scores" in output
+    assert "greedy.json is left out: it is of another protocol (greedy, 5 games)" in output
+    assert "short.json is left out: it is of 100 steps" in output
+    assert "few.json is left out: it is of another protocol" in output
+    table = [line for line in output.splitlines() if line.startswith("| CartPole-v1")]
+    assert len(table) == 2
+    assert f"| {round(float(np.mean(good['scores'])), 1)} |" in table[0]
+    assert (folder / "results/learning_3000.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_interquartile_mean(monkeypatch):
+    """By hand: human-normalized scores 0.1, 0.2, 0.3, 0.4 of two games and two seeds; the middle half is 0.2, 0.3."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import bench_learning
+
+    def record(game, seed, normalized):
+        random, human = bench_learning.RANDOM_AND_HUMAN[game]
+        score = random + normalized * (human - random)
+        return {"label": "a", "env": f"{game}NoFrameskip-v4", "seed": seed, "scores": [score] * 30}
+
+    records = [record("Pong", 1, 0.1), record("Pong", 2, 0.4), record("Qbert", 1, 0.3), record("Qbert", 2, 0.2)]
+    envs = ["PongNoFrameskip-v4", "QbertNoFrameskip-v4"]
+    (row,) = bench_learning.interquartile_means(records, envs)
+    assert (row["label"], row["seeds"], row["games"], row["IQM"]) == ("a", 2, 2, 0.25)
+    assert row["95% from"] < 0.25 < row["to"]
+    # A label that lacks a game is not compared
+    assert bench_learning.interquartile_means(records[:2], envs) == []
+
+
+def test_bad_input(tmp_path):
+    process = start("--games CartPole-v1 --seeds -n 3000", tmp_path)
+    assert "Error: results/learning has no complete record of these games at 3000 steps" in process.communicate()[0]
+    process = start("--games CartPole-v1 --label x --seeds 1 -n 3000", tmp_path)
+    assert "--label names the runs of one algorithm" in process.communicate()[0]
