@@ -4,9 +4,9 @@
     # Any training, with the Zoo's own flags
     python scripts/soak.py --hours 1 -- --algo ddqn --env PongNoFrameskip-v4 -n 100000000
 
-Resident memory is read every half minute. The figure is the median of the last half hour over the median of the half
-hour that follows the tenth minute, by when the replay memory must be full; a checkpoint's 25 MB come and go in between.
-The training is then told to stop, as a scheduler would, and must leave a checkpoint.
+Resident memory is read every half minute. The figure is the median of the last ten minutes over the median of the ten
+minutes that follow the tenth, by when the replay memory must be full. The training is then told to stop, as a scheduler
+would, and must leave a checkpoint.
 """
 
 import argparse
@@ -25,8 +25,8 @@ import psutil
 from dqn_ext.checkpoint import CheckpointFolder
 
 DEFAULT = (
-    "--algo ddqn --env SpaceInvadersNoFrameskip-v4 -n 1000000000 --eval-freq 20000 --eval-episodes 3 "
-    "--save-freq 50000 --verbose 0 -params buffer_size:20000 learning_starts:2000 checkpoint_freq:20000"
+    "--algo ddqn --env SpaceInvadersNoFrameskip-v4 -n 1000000000 --eval-freq 10000 --eval-episodes 3 "
+    "--save-freq 50000 --verbose 0 -params buffer_size:10000 learning_starts:2000 checkpoint_freq:5000"
 )
 INTERVAL = 30  # seconds
 
@@ -58,7 +58,7 @@ def main() -> None:
         last = newest_checkpoint(Path(folder))
 
     minute = 60 // INTERVAL
-    after_ten, at_end = np.median(megabytes[10 * minute : 40 * minute]), np.median(megabytes[-30 * minute :])
+    after_ten, at_end = np.median(megabytes[10 * minute : 20 * minute]), np.median(megabytes[-10 * minute :])
     print(f"after 10 minutes {after_ten:.1f} MB, at the end {at_end:.1f} MB: {100 * (at_end / after_ten - 1):+.2f}%")
     print(f"told to stop: exit code {code}, checkpoint at step {last}")
     if args.output:

@@ -163,10 +163,10 @@ class ResumeCallback(BaseCallback):
         model = cast(DDQN, self.model)
         if not all(bool(weights.isfinite().all()) for weights in model.policy.state_dict().values()):
             raise Diverged(f"Learning has diverged: a weight is infinite or not a number at step {self.num_timesteps}.")
-        agent, rest = io.BytesIO(), io.BytesIO()
-        model.save(agent)
+        # Straight into its file: 30 MB that are put together in memory first would stay with the process
+        model.save(folder / "model.zip")
+        rest = io.BytesIO()  # on a full disk th.save would raise an error of its own
         th.save(state.capture(model, self._others()), rest)
-        (folder / "model.zip").write_bytes(agent.getbuffer())
         (folder / "state.pt").write_bytes(rest.getbuffer())
         model.save_replay_buffer(folder / "replay_buffer.pkl")
         for file in self._run_files():

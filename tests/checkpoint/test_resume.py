@@ -288,3 +288,25 @@ def test_a_hundred_kills(tmp_path):
 @pytest.mark.slow
 def test_kills_at_each_call_of_a_checkpoints_writing(tmp_path):
     assert "killed at " in kill_loop(tmp_path, "--in-writing 1")
+
+
+def test_writing_leaves_no_memory_behind(tmp_path):
+    """The weights and moments that a checkpoint holds, 25 MB here, are not kept in the process as well."""
+    code = f"""
+import psutil
+from pathlib import Path
+from stable_baselines3.common.callbacks import BaseCallback
+from tests.checkpoint.runs import Run
+megabytes = []
+class Watch(BaseCallback):
+    def _on_step(self):
+        megabytes.append(psutil.Process().memory_info().rss / 1e6)
+        return True
+changes = dict(policy_kwargs=dict(net_arch=[1200, 1200]), buffer_size=500)
+Run(Path({str(tmp_path)!r}), 200, env="MountainCar-v0", others=(Watch(),), **changes).learn()
+print(max(megabytes[210:]) - max(megabytes[100:190]))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], text=True, capture_output=True, check=True
+    )
+    assert float(process.stdout.splitlines()[-1]) < 8
