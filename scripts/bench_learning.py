@@ -257,12 +257,14 @@ def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path:
                 means = np.array([np.interp(grid, x, y) for x, y in curves])
                 axis.plot(grid, means.mean(axis=0), color=color, label=f"{label}, {len(seeds)} seeds")
                 axis.fill_between(grid, means.min(axis=0), means.max(axis=0), color=color, alpha=0.2, linewidth=0)
+        limits = left.get_ylim()
         for name, scores, style in (
             ("RL Zoo's dqn after 10M", ZOO_DQN_10M, "--"),
             ("Double DQN's paper, after 50M", DOUBLE_DQN_50M, ":"),
         ):
-            if game(env) in scores:
-                left.axhline(scores[game(env)], color="grey", linestyle=style, linewidth=1, label=name)
+            if (score := scores.get(game(env))) is not None:
+                left.axhline(score, color="grey", linestyle=style, linewidth=1, label=f"{name}: {score:g}")
+        left.set_ylim(limits)  # the curves', which such scores may lie far above
         left.set(title=f"{game(env)}, {n_timesteps:,} steps", xlabel="steps (actions)", ylabel="score")
         right.set(title=game(env), xlabel="hours")
         left.legend(fontsize=8)
