@@ -5,7 +5,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from torch import nn
 from torch.nn import functional as F
@@ -71,12 +71,14 @@ def test_extractors_by_name_are_followed_by_the_last_layer_alone():
         assert (layer.in_features, layer.out_features) == (features_dim, 6)
 
 
-@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy", "MultiInputPolicy"])
 def test_saved_and_loaded(policy, tmp_path):
     env = make_vec_env("CartPole-v1")
+    if policy == "MultiInputPolicy":
+        env = DummyVecEnv([lambda: SimpleMultiObsEnv(random_start=False)])
     if policy == "CnnPolicy":
         env = VecFrameStack(DummyVecEnv([lambda: FakeImageEnv(40, 40, n_channels=1, discrete=True)]), 4)
-    kwargs = {"net_arch": [8]} if policy == "MlpPolicy" else {"features_extractor_kwargs": {"features_dim": 16}}
+    kwargs = {"features_extractor_kwargs": {"features_dim": 16}} if policy == "CnnPolicy" else {"net_arch": [8]}
     model = DDQN(policy, env, policy_kwargs={**kwargs, "dueling": True}, buffer_size=200, seed=1, device="cpu")
     model.learn(120)
     model.save(tmp_path / "agent.zip")
