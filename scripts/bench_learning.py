@@ -32,7 +32,7 @@ import gymnasium as gym
 import numpy as np
 import yaml
 from stable_baselines3.common.evaluation import evaluate_policy
-from suite import Run, RunFailed, RunKilled, prepare, replace, table, train
+from suite import Run, RunFailed, RunKilled, environments, own_and_zoo_flags, prepare, replace, table, train
 
 from dqn_ext.hub.metrics import episodes
 from dqn_ext.watch import load
@@ -292,9 +292,7 @@ def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Run what has not been run, then print the tables and draw."""
-    words, zoo_flags = sys.argv[1:], []
-    if "--" in words:
-        words, zoo_flags = words[: words.index("--")], words[words.index("--") + 1 :]
+    words, zoo_flags = own_and_zoo_flags(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--games", nargs="+", required=True, help="names of Atari games, or ids of environments")
     parser.add_argument("--algos", nargs="+", default=["dqn", "ddqn"])
@@ -311,7 +309,7 @@ def main() -> None:
 
     gym.register_envs(ale_py)
     register()
-    envs = [name if "-v" in name else f"{name}NoFrameskip-v4" for name in args.games]
+    envs = environments(args.games)
     every = str(max(args.n_timesteps // N_EVALUATIONS, 1))
     flags = ("-n", str(args.n_timesteps), "--eval-freq", every, "--eval-episodes", str(N_EVALUATION_GAMES), *zoo_flags)
     with ThreadPoolExecutor(args.jobs) as pool:

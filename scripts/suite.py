@@ -203,11 +203,20 @@ def run_on_ray(runs: list[Run], args: argparse.Namespace) -> None:
     ray.shutdown()
 
 
+def own_and_zoo_flags(words: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before ``--``, and what after it."""
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end + 1 :]
+
+
+def environments(games: list[str]) -> list[str]:
+    """Ids from ids and names of Atari games."""
+    return [game if "-v" in game else f"{game}NoFrameskip-v4" for game in games]
+
+
 def main() -> None:
     """Run the suite, then print its table and draw its plots."""
-    words, zoo_flags = sys.argv[1:], []
-    if "--" in words:
-        words, zoo_flags = words[: words.index("--")], words[words.index("--") + 1 :]
+    words, zoo_flags = own_and_zoo_flags(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--games", nargs="+", required=True, help="names of Atari games, or ids of environments")
     parser.add_argument("--algos", nargs="+", default=["ddqn"])
@@ -222,7 +231,7 @@ def main() -> None:
     args = parser.parse_args(words)
 
     suite = args.folder.absolute()
-    envs = [game if "-v" in game else f"{game}NoFrameskip-v4" for game in args.games]
+    envs = environments(args.games)
     flags = ["-n", str(args.n_timesteps), *zoo_flags]
     runs = []
     for algo in args.algos:
