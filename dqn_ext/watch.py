@@ -130,22 +130,23 @@ def find_run(args: argparse.Namespace) -> Path:
     return run
 
 
-def make_env(run: Path, args: argparse.Namespace) -> VecEnv:
-    """The run's environment, as ``enjoy`` makes it, rendering into arrays."""
+def make_env(run: Path, env: EnvironmentName, seed: int, n_envs: int = 1, **more_env_kwargs: Any) -> VecEnv:
+    """The run's environment, as ``enjoy`` makes it, with the ``env_kwargs`` that it was trained with."""
     from rl_zoo3.utils import create_test_env, get_saved_hyperparams
 
-    hyperparams, stats_path = get_saved_hyperparams(str(run / args.env))
+    hyperparams, stats_path = get_saved_hyperparams(str(run / env))
     hyperparams = copy.deepcopy(hyperparams)  # create_test_env takes out what it has used
     env_kwargs = hyperparams.pop("env_kwargs", None) or {}
-    args_file = run / args.env / "args.yml"
+    args_file = run / env / "args.yml"
     if args_file.is_file():
         env_kwargs = yaml.load(args_file.read_text(), Loader=yaml.UnsafeLoader)["env_kwargs"] or env_kwargs
     return create_test_env(
-        args.env.gym_id,
+        env.gym_id,
+        n_envs=n_envs,
         stats_path=stats_path,
-        seed=args.seed,
+        seed=seed,
         hyperparams=hyperparams,
-        env_kwargs={**env_kwargs, "render_mode": "rgb_array"},
+        env_kwargs={**env_kwargs, **more_env_kwargs},
         vec_env_cls=DummyVecEnv,
     )
 
@@ -200,7 +201,7 @@ def main() -> None:
         print("Training with --save-freq leaves more of them.")
 
     set_random_seed(args.seed)
-    envs = [make_env(run, args) for _ in chosen]
+    envs = [make_env(run, args.env, args.seed, render_mode="rgb_array") for _ in chosen]
     games = [
         play(load(checkpoints[steps], args.algo, args.seed), env, args.stochastic)
         for steps, env in zip(chosen, envs, strict=True)

@@ -31,14 +31,17 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 import yaml
+from huggingface_sb3 import EnvironmentName
+from stable_baselines3 import DQN
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import load_results
 from suite import Run, RunFailed, RunKilled, environments, own_and_zoo_flags, prepare, replace, table, train
 
-from dqn_ext.hub.metrics import episodes
-from dqn_ext.watch import load
+from dqn_ext.watch import load, make_env
 from dqn_ext.zoo import register
 
 N_GAMES, N_EVALUATIONS, N_EVALUATION_GAMES = 30, 20, 10
+EVALUATION_SEED = 10_000  # plus the run's
 PROTOCOL = f"final agent, {N_GAMES} full games, unclipped scores, final epsilon, up to 30 no-ops"
 PACKAGES = ("dqn-ext", "stable-baselines3", "rl-zoo3", "torch", "gymnasium", "ale-py")
 FIELDS = {"label", "env", "seed", "n_timesteps", "protocol", "scores", "curve", "hours"}
@@ -103,7 +106,7 @@ def see_to_the_end(run: Run, label: str, records: Path) -> None:
 def record(run: Run, label: str) -> dict[str, Any]:
     """What is kept of a run."""
     evaluations = np.load(run.zoo_folder / "evaluations.npz")
-    agent = load(run.zoo_folder / f"{run.env}.zip", run.algo, run.seed)
+    agent = load(run.zoo_folder / f"{run.env}.zip", run.algo, EVALUATION_SEED + run.seed)
     folder = run.zoo_folder / run.env
     settings = yaml.load((folder / "config.yml").read_text(), Loader=yaml.UnsafeLoader)  # written by this run
     hours = hours_at(run.zoo_folder, agent.num_timesteps)
@@ -123,7 +126,7 @@ def record(run: Run, label: str) -> dict[str, Any]:
         "hours": round(float(hours(agent.num_timesteps)), 5),
         "protocol": PROTOCOL,
         "epsilon": agent.exploration_rate,
-        "scores": play(run),
+        "scores": play(run, agent),
         "curve": {
             "protocol": f"{evaluations['results'].shape[1]} full games at the epsilon of that moment",
             "steps": evaluations["timesteps"].tolist(),
@@ -133,14 +136,9 @@ def record(run: Run, label: str) -> dict[str, Any]:
     }
 
 
-def play(run: Run) -> list[float]:
+def play(run: Run, agent: DQN) -> list[float]:
     """The scores of the run's final agent, in the environments in which the Zoo's ``enjoy`` shows it."""
-    from rl_zoo3.utils import create_test_env, get_saved_hyperparams
-
-    hyperparams, stats_path = get_saved_hyperparams(str(run.zoo_folder / run.env))
-    seed = 10_000 + run.seed
-    env = create_test_env(run.env, n_envs=6, stats_path=stats_path, seed=seed, hyperparams=hyperparams)
-    agent = load(run.zoo_folder / f"{run.env}.zip", run.algo, seed)
+    env = make_env(run.zoo_folder, EnvironmentName(run.env), EVALUATION_SEED + run.seed, n_envs=6)
     scores, _ = evaluate_policy(agent, env, N_GAMES, deterministic=False, return_episode_rewards=True)
     env.close()
     return [float(score) for score in scores]  # type: ignore[union-attr]
@@ -148,9 +146,9 @@ def play(run: Run) -> list[float]:
 
 def hours_at(folder: Path, n_timesteps: int) -> Any:
     """Wall-clock of a training, evaluations included, as a function of its steps; from the episodes' ends."""
-    times, lengths = episodes(folder)[:, [0, 2]].T
-    steps = np.cumsum(lengths) / max(lengths.sum(), 1) * n_timesteps  # Monitor counts emulator frames on Atari
-    return lambda step: np.interp(step, [0, *steps], [0, *(times / 3600)])
+    games = load_results(str(folder))
+    steps = games["l"].cumsum() / games["l"].sum() * n_timesteps  # Monitor counts emulator frames on Atari
+    return lambda step: np.interp(step, [0, *steps], [0, *(games["t"] / 3600)])
 
 
 def commit() -> str:

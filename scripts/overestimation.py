@@ -21,10 +21,11 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 import torch as th
+from huggingface_sb3 import EnvironmentName
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import VecEnv
 
-from dqn_ext.watch import load
+from dqn_ext.watch import load, make_env
 from dqn_ext.zoo import register
 
 
@@ -74,13 +75,10 @@ def saved_agents(run: Path, env_id: str) -> Iterator[tuple[int, Path]]:
 
 def measure(label: str, run: Path, n_states: int, n_envs: int) -> list[dict[str, Any]]:
     """A row of each saved agent."""
-    from rl_zoo3.utils import create_test_env, get_saved_hyperparams
-
     algo, env_id = run.parent.name, run.name.rpartition("_")[0]
     rows = []
     for steps, path in saved_agents(run, env_id):
-        hyperparams, stats_path = get_saved_hyperparams(str(run / env_id))
-        env = create_test_env(env_id, n_envs=n_envs, stats_path=stats_path, seed=steps, hyperparams=hyperparams)
+        env = make_env(run, EnvironmentName(env_id), steps, n_envs)
         agent = load(path, algo, seed=steps)
         agent.exploration_rate = agent.exploration_final_eps
         estimates, returns = estimates_and_returns(agent, env, n_states)

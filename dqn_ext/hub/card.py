@@ -137,8 +137,7 @@ def draw_curve(run: Path, frame_skip: int, picture: Path) -> bool:
     axes.set(xlabel="steps", ylabel="score")
     episodes = metrics.episodes(run)
     if len(episodes):
-        _, scores, lengths = episodes.T
-        steps = lengths.cumsum() / frame_skip
+        scores, steps = episodes[:, 0], episodes[:, 1].cumsum() / frame_skip
         window = max(len(scores) // 50, 1)
         means = np.convolve(scores, np.ones(window) / window, mode="valid")
         label = "training" if window == 1 else f"training, mean of {window} episodes"

@@ -75,12 +75,11 @@ def _rewritten_evaluations(source: zipfile.ZipFile) -> bytes:
 def episodes(run: Path) -> np.ndarray:
     """A run's training episodes in the order in which they ended.
 
-    :return: (episodes, 3): seconds since the training began, the score, and the length as Monitor counts it, in
-        emulator frames on Atari
+    :return: (episodes, 2): the score, and the length as Monitor counts it, in emulator frames on Atari
     """
     rows: list[tuple[float, float, float]] = []
     for monitor in run.glob("*monitor.csv"):
         with monitor.open() as file:
             next(file, None)  # a comment with the environment's id
             rows += [(float(row["t"]), float(row["r"]), float(row["l"])) for row in csv.DictReader(file)]
-    return np.array(sorted(rows)).reshape(-1, 3)
+    return np.array(sorted(rows)).reshape(-1, 3)[:, 1:]
