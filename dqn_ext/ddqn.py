@@ -33,7 +33,7 @@ from dqn_ext.errors import Diverged, InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
 from dqn_ext.learner import Learner, choose_dtype
 from dqn_ext.overlap import Meanwhile
-from dqn_ext.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from dqn_ext.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, QNetwork
 from dqn_ext.replay import FrameReplayBuffer, PrioritizedReplayBufferSamples, files
 from dqn_ext.td_targets import double_q_target, q_learning_target
 
@@ -133,25 +133,26 @@ class DDQN(DQN):
         learner = self.prepare_learning()
         # Mean loss, Q-value, |TD error| and gradient norm of each update
         health: list[th.Tensor] = []
-        for _ in range(gradient_steps):
-            replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        with learner.at_work():
+            for _ in range(gradient_steps):
+                replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
 
-            with th.no_grad():
-                target_q_values = self._target_q_values(replay_data)  # (B, 1)
-            q_values = self.q_net(replay_data.observations)  # (B, A)
-            current_q_values = th.gather(q_values, dim=1, index=replay_data.actions.long())  # (B, 1)
-            losses = F.smooth_l1_loss(current_q_values, target_q_values, reduction="none")
-            if isinstance(replay_data, PrioritizedReplayBufferSamples):
-                losses = replay_data.weights * losses
-            loss = losses.mean()
+                with th.no_grad():
+                    target_q_values = self._target_q_values(replay_data)  # (B, 1)
+                q_values = self.q_net(replay_data.observations)  # (B, A)
+                current_q_values = th.gather(q_values, dim=1, index=replay_data.actions.long())  # (B, 1)
+                losses = F.smooth_l1_loss(current_q_values, target_q_values, reduction="none")
+                if isinstance(replay_data, PrioritizedReplayBufferSamples):
+                    losses = replay_data.weights * losses
+                loss = losses.mean()
 
-            grad_norm = learner.step(loss, float(self.max_grad_norm))
+                grad_norm = learner.step(loss, float(self.max_grad_norm))
 
-            with th.no_grad():
-                td_errors = (target_q_values - current_q_values).abs()
-                health.append(th.stack([loss, current_q_values.mean(), td_errors.mean(), grad_norm]))
-            if isinstance(replay_data, PrioritizedReplayBufferSamples):
-                self.replay_buffer.update_priorities(replay_data.indices, td_errors.squeeze(1).cpu().numpy())
+                with th.no_grad():
+                    td_errors = (target_q_values - current_q_values).abs()
+                    health.append(th.stack([loss, current_q_values.mean(), td_errors.mean(), grad_norm]))
+                if isinstance(replay_data, PrioritizedReplayBufferSamples):
+                    self.replay_buffer.update_priorities(replay_data.indices, td_errors.squeeze(1).cpu().numpy())
 
         self._n_updates += gradient_steps
         self._log_training(health)
@@ -160,13 +161,16 @@ class DDQN(DQN):
         """:return: ``y`` of each transition, (B, 1)"""
         # For n-step replay, the discount is gamma ** n of each transition's own n
         discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
-        next_q_values_target = self.q_net_target(replay_data.next_observations)
+        next_observations = replay_data.next_observations
+        if isinstance(self.q_net, QNetwork):
+            next_observations = self.q_net.prepare(next_observations)
+        next_q_values_target = self.q_net_target(next_observations)
         if not self.double_q:
             return q_learning_target(replay_data.rewards, replay_data.dones, discounts, next_q_values_target)
 
         # Selecting must not move BatchNorm's statistics, nor select through dropout
         self.q_net.set_training_mode(False)
-        next_q_values_online = self.q_net(replay_data.next_observations)
+        next_q_values_online = self.q_net(next_observations)
         self.q_net.set_training_mode(True)
         return double_q_target(
             replay_data.rewards, replay_data.dones, discounts, next_q_values_online, next_q_values_target

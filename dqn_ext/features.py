@@ -1,7 +1,12 @@
-"""CNN features extractors. They take images as bytes, or scaled to [0, 1]."""
+"""CNN features extractors. They take images as bytes, or scaled to [0, 1].
 
-from typing import cast
+What a pass over bytes begins with does not depend on the weights: ``prepare`` does that part, once for all networks
+that see the same images, and ``forward_prepared`` the rest.
+"""
 
+from typing import Any, cast
+
+import gymnasium as gym
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common import torch_layers
@@ -18,17 +23,83 @@ class NatureCNN(torch_layers.NatureCNN):
     never scaled, the weights are. Outputs equal SB3's to rounding.
     """
 
+    def __init__(self, observation_space: gym.Space, features_dim: int = 512, normalized_image: bool = False) -> None:
+        super().__init__(observation_space, features_dim, normalized_image)
+        self.linear[0] = WideLinear.of(cast(nn.Linear, self.linear[0]))
+        for layer in (*self.cnn, *self.linear):
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = True  # one walk over the memory less
+
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """:return: (B, ``features_dim``) from (B, C, H, W), uint8 or scaled to [0, 1]"""
         if observations.dtype != th.uint8:
             return super().forward(observations)
+        return self.forward_prepared(self.prepare(observations))
+
+    def prepare(self, observations: th.Tensor) -> th.Tensor:
+        """:return: bytes (B, C, H, W) with the first convolution's blocks as pixels, where they fit in"""
+        stride = cast(nn.Conv2d, self.cnn[0]).stride[0]
+        if observations.shape[2] % stride == 0 and observations.shape[3] % stride == 0:
+            observations = space_to_depth(observations, stride)
+        return observations.to(_compute_dtype(observations.device))
+
+    def forward_prepared(self, images: th.Tensor) -> th.Tensor:
+        """:return: (B, ``features_dim``) from what ``prepare`` returned"""
         first, others = cast(nn.Conv2d, self.cnn[0]), self.cnn[1:]
-        images, weight, stride = observations, first.weight / 255, first.stride[0]
-        if images.shape[2] % stride == 0 and images.shape[3] % stride == 0:
-            images, weight, stride = space_to_depth(images, stride), F.pixel_unshuffle(weight, stride), 1
+        weight, stride = first.weight / 255, first.stride[0]
+        if images.shape[1] != first.in_channels:
+            weight, stride = F.pixel_unshuffle(weight, stride), 1
         weight = weight.contiguous(memory_format=th.channels_last)
-        features = F.conv2d(images.to(_compute_dtype(images.device)), weight, first.bias, stride)
-        return self.linear(others(features))
+        return self.linear(others(F.conv2d(images, weight, first.bias, stride)))
+
+
+class WideLinear(nn.Linear):
+    """A linear layer with so many weights that to cast them takes longer than to multiply by them.
+
+    Under autocast it can keep its weights' cast copy from one pass to the next.
+    """
+
+    _copy: th.Tensor | None = None
+    holds_cast = False
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> "WideLinear":
+        """:return: a layer with the very parameters of ``layer``"""
+        wide = cls(layer.in_features, layer.out_features, device="meta")
+        wide.weight, wide.bias = layer.weight, layer.bias
+        return wide
+
+    def hold_cast(self, dtype: th.dtype) -> None:
+        """Cast the weights now, and no more in any pass: whoever changes them calls this again, or ``release_cast``."""
+        if self._copy is None or (self._copy.dtype, self._copy.device) != (dtype, self.weight.device):
+            self._copy = th.empty_like(self.weight, dtype=dtype)
+        self._copy.copy_(self.weight.detach())
+        self.holds_cast = True
+
+    def release_cast(self) -> None:
+        """Cast the weights in each pass again."""
+        self.holds_cast = False
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """:return: (B, ``out_features``) from (B, ``in_features``)"""
+        if not self.holds_cast or self._copy is None or x.dtype != self._copy.dtype:
+            return super().forward(x)
+        return _LinearByCopy.apply(x, self.weight, self._copy, self.bias)
+
+
+class _LinearByCopy(th.autograd.Function):
+    """``x @ weight.T + bias`` by a copy of ``weight`` in the dtype of ``x``; the gradients are float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor, weight: th.Tensor, copy: th.Tensor, bias: th.Tensor) -> th.Tensor:
+        ctx.save_for_backward(x, copy)
+        return th.addmm(bias.to(x.dtype), x, copy.t())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: th.Tensor) -> tuple[th.Tensor, th.Tensor, None, th.Tensor]:
+        (x, copy), (grad,) = ctx.saved_tensors, grads
+        wide_grad = grad.float()
+        return grad @ copy, wide_grad.t() @ x.float(), None, wide_grad.sum(dim=0)
 
 
 def space_to_depth(images: th.Tensor, block: int) -> th.Tensor:
@@ -94,14 +165,21 @@ class ImpalaCNN(BaseFeaturesExtractor):
             in_channels = channels
             image_size = [(size + 1) // 2 for size in image_size]
         self.cnn = nn.Sequential(*layers, nn.ReLU(), nn.Flatten())
-        self.linear = nn.Sequential(nn.Linear(in_channels * image_size[0] * image_size[1], features_dim), nn.ReLU())
+        self.linear = nn.Sequential(WideLinear(in_channels * image_size[0] * image_size[1], features_dim), nn.ReLU())
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """:return: (B, ``features_dim``) from (B, C, H, W), uint8 or scaled to [0, 1]"""
         if observations.dtype == th.uint8:
-            images = observations.to(_compute_dtype(observations.device), memory_format=th.channels_last)
-            observations = images / 255
-        return self.linear(self.cnn(observations))
+            observations = self.prepare(observations)
+        return self.forward_prepared(observations)
+
+    def prepare(self, observations: th.Tensor) -> th.Tensor:
+        """:return: of (B, C, H, W) bytes, the images scaled to [0, 1]"""
+        return observations.to(_compute_dtype(observations.device), memory_format=th.channels_last) / 255
+
+    def forward_prepared(self, images: th.Tensor) -> th.Tensor:
+        """:return: (B, ``features_dim``) from what ``prepare`` returned"""
+        return self.linear(self.cnn(images))
 
 
 EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {"nature": NatureCNN, "impala": ImpalaCNN}

@@ -1,6 +1,8 @@
 """How an update is executed: in which precision, and with as few walks over the weights as may be."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
@@ -8,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dqn_ext.errors import InvalidInput
+from dqn_ext.features import WideLinear
 from dqn_ext.policies import QNetwork
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -31,7 +34,25 @@ class Learner:
         for network in policy.modules():
             if isinstance(network, QNetwork):
                 network.compute_dtype = dtype
+        self._dtype = dtype
+        if device.type == "cpu":
+            # glibc then keeps for the next update what this one frees, instead of asking the system for it anew: it
+            # takes the largest block up to 32 MiB that it has seen come and go for its measure
+            th.empty(31 * 2**20, dtype=th.uint8)
         self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        self._wide_layers = [layer for layer in policy.modules() if isinstance(layer, WideLinear)]
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Within it only :meth:`step` may change weights: the widest layers' are not cast in every pass."""
+        try:
+            if self._dtype != th.float32:
+                for layer in self._wide_layers:
+                    layer.hold_cast(self._dtype)
+            yield
+        finally:
+            for layer in self._wide_layers:
+                layer.release_cast()
 
     def step(self, loss: th.Tensor, max_grad_norm: float) -> th.Tensor:
         """Follow the gradient of ``loss``, scaled down to ``max_grad_norm``.
@@ -42,14 +63,25 @@ class Learner:
         optimizer.zero_grad()
         loss.backward()
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        grad_norm = nn.utils.get_total_norm(gradients)
+        grad_norm = total_norm(gradients)
         # To look at the norm costs nothing on the CPU, where scaling by 1 would be one more walk over the weights
         if self.device.type != "cpu" or grad_norm > max_grad_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, max_grad_norm, grad_norm)
         optimizer.step()
         if self.device.type == "cpu" and isinstance(optimizer, th.optim.Adam):
             clear_vanishing_moments(optimizer)
+        for layer in self._wide_layers:
+            if layer.holds_cast and layer.weight.grad is not None:  # the target network's have none
+                layer.hold_cast(self._dtype)
         return grad_norm
+
+
+def total_norm(gradients: list[th.Tensor]) -> th.Tensor:
+    """:return: as ``torch.nn.utils.get_total_norm``, by rows, since PyTorch takes one thread for one norm on a CPU"""
+    norms = [
+        th.linalg.vector_norm(gradient.flatten(1) if gradient.dim() > 1 else gradient, dim=-1) for gradient in gradients
+    ]
+    return th.linalg.vector_norm(th.cat([norm.reshape(-1) for norm in norms]))
 
 
 def clear_vanishing_moments(optimizer: th.optim.Adam) -> None:

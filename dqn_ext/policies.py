@@ -1,7 +1,7 @@
 """Policies of :class:`dqn_ext.DDQN`: SB3's, with dueling networks, and this package's extractors by name."""
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import torch as th
 from gymnasium import spaces
@@ -11,7 +11,7 @@ from stable_baselines3.dqn import policies
 from torch import nn
 
 from dqn_ext.errors import InvalidInput
-from dqn_ext.features import EXTRACTORS
+from dqn_ext.features import EXTRACTORS, ImpalaCNN, NatureCNN
 
 
 class DuelingHead(nn.Module):
@@ -43,6 +43,12 @@ class DuelingHead(nn.Module):
         return self.value(of_value) + advantages - advantages.mean(dim=1, keepdim=True)
 
 
+class Prepared(NamedTuple):
+    """Images as :meth:`QNetwork.prepare` has them."""
+
+    images: th.Tensor
+
+
 class QNetwork(policies.QNetwork):
     """SB3's Q-network, which may be dueling, and hands images to this package's extractors as bytes: they scale them.
 
@@ -58,15 +64,31 @@ class QNetwork(policies.QNetwork):
             head = DuelingHead(self.features_dim, n_actions, self.net_arch, self.activation_fn, in_halves)
             self.q_net = nn.Sequential(head)
 
+    def prepare(self, obs: Any) -> Any:
+        """Do what does not depend on the weights, once for all networks of this architecture that see ``obs``.
+
+        :return: in place of ``obs`` for this network's ``forward``, and for another's
+        """
+        extractor = self.features_extractor
+        if not (self.normalize_images and _is_ours(extractor) and obs.dtype == th.uint8):
+            return obs
+        with self._autocast(obs.device):
+            return Prepared(extractor.prepare(obs))
+
     def extract_features(self, obs: Any, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
         """Cf. :meth:`stable_baselines3.common.policies.BaseModel.extract_features`."""
-        if not (self.normalize_images and _is_ours(features_extractor) and obs.dtype == th.uint8):
+        if not isinstance(obs, Prepared):
+            obs = self.prepare(obs)
+        if not (isinstance(obs, Prepared) and _is_ours(features_extractor)):
             return super().extract_features(obs, features_extractor)
-        with th.autocast(obs.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != th.float32):
-            return features_extractor(obs).float()
+        with self._autocast(obs.images.device):
+            return features_extractor.forward_prepared(obs.images).float()
+
+    def _autocast(self, device: th.device) -> th.autocast:
+        return th.autocast(device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != th.float32)
 
 
-def _is_ours(features_extractor: BaseFeaturesExtractor) -> bool:
+def _is_ours(features_extractor: BaseFeaturesExtractor) -> TypeGuard[NatureCNN | ImpalaCNN]:
     return type(features_extractor) in EXTRACTORS.values()
 
 

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common import torch_layers
 from torch.nn import functional as F
 
-from dqn_ext.features import ImpalaCNN, NatureCNN, space_to_depth
+from dqn_ext.features import ImpalaCNN, NatureCNN, WideLinear, space_to_depth
 
 
 def image_space(*shape: int) -> spaces.Box:
@@ -66,3 +66,46 @@ def test_bytes_and_scaled_images_have_the_same_features(extractor_class):
     # 8 bits of mantissa, several layers
     assert (in_bfloat16 - features).norm() < 0.03 * features.norm()
     assert not th.equal(in_bfloat16, features)
+
+
+def gradients(layer, x, in_bfloat16):
+    """Of a loss, by the layer's weights, its bias and its input, and the output."""
+    x = x.clone().requires_grad_()
+    with th.autocast("cpu", dtype=th.bfloat16, enabled=in_bfloat16):
+        y = layer(x.bfloat16() if in_bfloat16 else x).float()
+    return [*th.autograd.grad(y.square().sum(), (layer.weight, layer.bias, x)), y]
+
+
+def test_a_wide_layer_by_its_held_copy():
+    th.manual_seed(0)
+    plain = th.nn.Linear(300, 40)
+    layer, x = WideLinear.of(plain), th.rand(16, 300)
+    assert layer.weight is plain.weight
+    assert layer.bias is plain.bias
+    exact, autocast = gradients(plain, x, False), gradients(layer, x, True)
+    layer.hold_cast(th.bfloat16)
+    held = gradients(layer, x, True)
+    assert th.equal(held[-1], autocast[-1])
+    for ours, torchs, true in zip(held, autocast, exact, strict=True):
+        assert ours.dtype == th.float32
+        assert (ours - true).norm() <= 1.01 * (torchs - true).norm()
+    # The products are float32's: no element has lost bits to the sum
+    th.testing.assert_close(held[0], (2 * held[-1].bfloat16().float()).t() @ x.bfloat16().float())
+
+    with th.no_grad():
+        layer.weight *= 2
+    assert th.equal(gradients(layer, x, True)[-1], held[-1])
+    assert th.equal(gradients(layer, x, False)[-1], plain(x))  # float32 has no use for the copy
+    layer.hold_cast(th.bfloat16)
+    doubled = gradients(layer, x, True)[-1]
+    layer.release_cast()
+    assert th.equal(doubled, gradients(layer, x, True)[-1])
+
+
+@pytest.mark.parametrize("extractor_class", [NatureCNN, ImpalaCNN])
+def test_images_are_prepared_once_for_two_networks(extractor_class):
+    images = th.randint(0, 256, (3, 4, 84, 84), dtype=th.uint8)
+    one, other = (extractor_class(image_space(4, 84, 84)) for _ in range(2))
+    prepared = one.prepare(images)
+    for extractor in (one, other):
+        assert th.equal(extractor.forward_prepared(prepared), extractor(images))

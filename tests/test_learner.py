@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecFrameStack
 from torch import nn
 
-from dqn_ext import DDQN, learner
+from dqn_ext import DDQN, ddqn, learner, td_targets
 from dqn_ext.errors import InvalidInput
 
 gym.register_envs(ale_py)
@@ -51,24 +51,22 @@ def plain():
     return learned(PLAIN)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0.25), ("bfloat16", 0.9)])
-def test_hundred_updates_are_the_plain_ones(plain, precision, tolerance, monkeypatch):
-    monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)  # it is slow elsewhere, not wrong
+def test_hundred_updates_are_the_plain_ones(plain):
     before, expected, _ = plain
-    start, weights, model = learned({}, precision=precision)
+    start, weights, _ = learned({})
     assert th.equal(start, before)
-    # The distance between both ends, in parts of the way that was made. Mostly 1e-5 in float32; but a rounding may
-    # choose another of two actions of equal value, or switch a unit, and the ways part there. In bfloat16 Adam makes
-    # a step of full size of whatever sign rounding has left to a tiny gradient
-    assert (weights - expected).norm() < tolerance * (expected - before).norm()
-    assert all(parameter.dtype == th.float32 for parameter in model.policy.parameters())
-    assert all(state["exp_avg"].dtype == th.float32 for state in model.policy.optimizer.state.values())
+    # The distance between both ends, in parts of the way that was made. Mostly 1e-5; but a rounding may choose another
+    # of two actions of equal value, or switch a unit, and the ways part there
+    assert (weights - expected).norm() < 0.25 * (expected - before).norm()
 
 
-def test_each_of_a_hundred_updates_is_the_plain_one(plain):
+# In bfloat16 Adam makes a step of full size of whatever sign rounding has left to a tiny gradient
+@pytest.mark.parametrize(("precision", "mostly", "always"), [("float32", 3e-5, 0.1), ("bfloat16", 0.15, 0.6)])
+def test_each_of_a_hundred_updates_is_the_plain_one(plain, precision, mostly, always, monkeypatch):
     """From the same weights and moments, which the plain path goes on with."""
+    monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)  # it is slow elsewhere, not wrong
     plain_model = plain[2]
-    model = learned({})[2]
+    model = learned({}, precision=precision)[2]
     distances = []
     for update in range(100):
         model.policy.load_state_dict(plain_model.policy.state_dict())
@@ -82,8 +80,10 @@ def test_each_of_a_hundred_updates_is_the_plain_one(plain):
             after.append(nn.utils.parameters_to_vector(agent.q_net.parameters()).detach())
         distances.append(float((after[1] - after[0]).norm() / (after[0] - before).norm()))
     # A tie of two actions that rounding decides, see above, may be among them
-    assert np.quantile(distances, 0.9) < 3e-5
-    assert max(distances) < 0.1
+    assert np.quantile(distances, 0.9) < mostly
+    assert max(distances) < always
+    assert all(parameter.dtype == th.float32 for parameter in model.policy.parameters())
+    assert all(state["exp_avg"].dtype == th.float32 for state in model.policy.optimizer.state.values())
 
 
 def test_gradient_in_bfloat16():
@@ -99,6 +99,32 @@ def test_gradient_in_bfloat16():
     assert 0 < (in_bfloat16 - exact).norm() < 0.02 * exact.norm()
 
 
+def test_updates_see_the_weights_of_the_moment(monkeypatch):
+    """Whoever sets weights between two calls of train is heard, in both networks and in acting."""
+    monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)
+    seen = []
+
+    def double_q_target(rewards, dones, discounts, *next_q_values):
+        seen.append(next_q_values)
+        return td_targets.double_q_target(rewards, dones, discounts, *next_q_values)
+
+    monkeypatch.setattr(ddqn, "double_q_target", double_q_target)
+    _, _, model = learned({}, precision="bfloat16")
+    images = model.replay_buffer.sample(16).observations
+    networks = (model.q_net, model.q_net_target)
+    for _ in range(2):
+        model.train(1, 16)
+        for network in networks:
+            network.features_extractor.linear[0].weight.data.zero_()
+            network.features_extractor.linear[0].bias.data.zero_()
+        biases = [network.q_net[0].bias.detach().clone() for network in networks]
+        assert th.equal(model.q_net(images), biases[0].expand(16, -1))
+        seen.clear()
+        model.train(1, 16)
+        for q_values, bias in zip(seen[0], biases, strict=True):
+            assert th.equal(q_values, bias.expand(16, -1))
+
+
 @pytest.mark.parametrize("max_grad_norm", [1e-3, 1e3])
 def test_clipping_is_torchs(max_grad_norm):
     env = VecFrameStack(make_atari_env("PongNoFrameskip-v4"), 4)
@@ -110,7 +136,7 @@ def test_clipping_is_torchs(max_grad_norm):
     expected = [parameter.grad.clone() for parameter in model.q_net.parameters()]
 
     step = learner.Learner(model.policy, model.device, "float32").step
-    assert step(model.q_net(images).square().mean(), max_grad_norm) == pytest.approx(norm.item(), rel=1e-5)
+    assert step(model.q_net(images).square().mean(), max_grad_norm) == pytest.approx(norm.item(), rel=1e-4)
     for parameter, gradient in zip(model.q_net.parameters(), expected, strict=True):
         th.testing.assert_close(parameter.grad, gradient)
 
