@@ -8,12 +8,21 @@ import sys
 import time
 from pathlib import Path
 
+import ale_py
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
+from stable_baselines3.common.env_util import make_atari_env
+from stable_baselines3.common.vec_env import VecFrameStack
 
+from dqn_ext import DDQN
 from dqn_ext.checkpoint import CheckpointFolder
 
+gym.register_envs(ale_py)
+
 SCRIPT = Path(__file__).parent.parent / "scripts" / "bench_learning.py"
+TRAINED_AGENT = SCRIPT.with_name("trained_agent.py")
 FLAGS = "-- -params learning_starts:100 train_freq:16 gradient_steps:1"
 
 
@@ -98,6 +107,73 @@ def test_only_complete_records_of_the_protocol_are_drawn(folder):
     assert len(table) == 2
     assert f"| {round(float(np.mean(good['scores'])), 1)} |" in table[0]
     assert (folder / "results/learning_3000.png").read_bytes().startswith(b"\x89PNG")
+
+
+def keep(
+    folder: Path, record: str, run: str = "logs/learning/ddqn/ddqn/CartPole-v1_7"
+) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(TRAINED_AGENT), run, "--record", record]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_trained_agent(folder):
+    """It plays as the run's does, by the Zoo's command, and is a fraction of its size."""
+    record = "results/learning/ddqn-CartPole-v1-7.json"
+    for _ in range(2):  # the second replaces the first
+        kept = keep(folder, record)
+        assert kept.returncode == 0, kept.stderr
+    final = folder / "rl-trained-agents/ddqn/CartPole-v1_1"
+    assert list(final.parent.iterdir()) == [final]
+    names = {"CartPole-v1.zip", "CartPole-v1", "evaluations.npz", "README.md"}
+    assert {path.name for path in final.iterdir()} == names
+    assert str(folder) not in (final / "CartPole-v1/args.yml").read_text()
+
+    run = folder / "logs/learning/ddqn/ddqn/CartPole-v1_7"
+    whole, slim = (DDQN.load(path / "CartPole-v1.zip", device="cpu") for path in (run, final))
+    observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    assert (
+        whole.predict(observations, deterministic=True)[0] == slim.predict(observations, deterministic=True)[0]
+    ).all()
+    assert whole.exploration_rate == slim.exploration_rate
+    assert whole.policy.optimizer.state
+    assert not slim.policy.optimizer.state
+    assert 3 * (final / "CartPole-v1.zip").stat().st_size < (run / "CartPole-v1.zip").stat().st_size
+
+    scores = json.loads((folder / record).read_text())["scores"]
+    card = (final / "README.md").read_text()
+    assert f"{np.mean(scores):.1f} +/- {np.std(scores):.1f} in 30 games" in card
+    assert "seed 7" in card
+    enjoy = next(line.split() for line in card.splitlines() if "rl_zoo3.enjoy" in line)
+    flags = ["--no-render", "-n", "600"]
+    played = subprocess.run([sys.executable, *enjoy[1:], *flags], cwd=folder, capture_output=True, text=True)
+    assert played.returncode == 0, played.stderr
+    assert "Episode Reward" in played.stdout
+
+
+def test_an_agent_with_images_is_small_enough(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import trained_agent
+
+    env = VecFrameStack(make_atari_env("PongNoFrameskip-v4"), 4)
+    agent = DDQN("CnnPolicy", env, buffer_size=100, learning_starts=50, device="cpu")
+    agent.learn(60)
+    trained_agent.slim(agent)
+    agent.save(tmp_path / "agent.zip")
+    assert (tmp_path / "agent.zip").stat().st_size < trained_agent.MOST_BYTES - 200_000
+    loaded = DDQN.load(tmp_path / "agent.zip", env, buffer_size=100)
+    images = th.randint(0, 256, (16, 4, 84, 84), dtype=th.uint8)
+    assert th.equal(loaded.q_net(images), agent.q_net(images))
+    assert th.equal(loaded.q_net_target(images), agent.q_net(images))
+    loaded.learn(60)  # goes on, with networks of their own
+    assert not th.equal(loaded.q_net(images), loaded.q_net_target(images))
+
+
+def test_a_record_of_another_training(folder):
+    record = json.loads((folder / "results/learning/ddqn-CartPole-v1-7.json").read_text())
+    (folder / "other.json").write_text(json.dumps({**record, "steps": 5}))
+    kept = keep(folder, "other.json")
+    assert kept.returncode != 0
+    assert kept.stderr.strip().endswith("has 3008 steps, and other.json is of 5.")
 
 
 def test_interquartile_mean(monkeypatch):

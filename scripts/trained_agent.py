@@ -1,0 +1,99 @@
+"""Keep a run's agent as one of the Zoo's trained agents: what playing needs, in a few megabytes, with its card.
+
+    python scripts/trained_agent.py logs/learning/ddqn/runs/ddqn-PongNoFrameskip-v4-1/ddqn/PongNoFrameskip-v4_1 \\
+        --record results/learning/ddqn-PongNoFrameskip-v4-1.json
+    python -m rl_zoo3.enjoy --algo ddqn --env PongNoFrameskip-v4 --folder rl-trained-agents
+
+The record is what scripts/bench_learning.py wrote of the run. The agent is the run's last one, which the record's
+scores are of; its optimizer's moments are left out, and its target network is the network itself.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import yaml
+
+from dqn_ext import DDQN
+from dqn_ext.zoo import register
+
+# Of args.yml; the rest are folders and services of that machine
+KEPT_ARGS = ("algo", "env", "env_kwargs", "n_timesteps", "seed", "hyperparams", "eval_freq", "eval_episodes", "vec_env")
+MOST_BYTES = 8_000_000
+
+
+def slim(agent: DDQN) -> None:
+    """Leave in it only what playing needs; a network that two names share is written once."""
+    agent.policy.optimizer.state.clear()
+    for parameter, target in zip(agent.q_net.parameters(), agent.q_net_target.parameters(), strict=True):
+        target.data = parameter.data
+    agent.buffer_size = 1  # whoever loads it with SB3 alone would reserve the training's
+
+
+def card(record: dict[str, Any], log_folder: str) -> str:
+    """How it was trained and evaluated, in Markdown."""
+    scores = np.array(record["scores"])
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    return f"""# {record["algo"]} on {record["env"]}
+
+{scores.mean():.1f} +/- {scores.std():.1f} in {len(scores)} games (mean - std: {scores.mean() - scores.std():.1f}).
+
+    python -m rl_zoo3.enjoy --algo {record["algo"]} --env {record["env"]} --folder {log_folder}
+
+- Trained for {record["steps"]:,} steps, seed {record["seed"]}, in {record["hours"]:.1f} hours on a machine with
+  {record["machine"]} ({record["date"]}, commit {record["commit"]}):
+  `{record["command"]}`
+- Evaluated: {record["protocol"]} (epsilon {record["epsilon"]:g}).
+- Scores: {", ".join(f"{score:g}" for score in sorted(scores))}.
+- Versions: {versions}.
+
+The optimizer's state is left out: the agent plays, and can be trained on, but not from where it stopped.
+"""
+
+
+def main() -> None:
+    """Write the folder anew, all of it or nothing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the run's folder, with ENV.zip in it")
+    parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=Path("rl-trained-agents"))
+    args = parser.parse_args()
+
+    record = json.loads(args.record.read_text())
+    env = record["env"]
+    gym.register_envs(ale_py)
+    register()
+    agent = DDQN.load(args.run / f"{env}.zip", device="cpu")
+    if agent.num_timesteps != record["steps"]:
+        sys.exit(f"Error: {args.run} has {agent.num_timesteps} steps, and {args.record} is of {record['steps']}.")
+
+    final = args.folder / record["algo"] / f"{env}_1"
+    new = final.with_name(final.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    (new / env).mkdir(parents=True)
+    slim(agent)
+    agent.save(new / f"{env}.zip")
+    for name in ("config.yml", "vecnormalize.pkl"):
+        if (args.run / env / name).exists():
+            shutil.copy(args.run / env / name, new / env / name)
+    training = yaml.load((args.run / env / "args.yml").read_text(), Loader=yaml.UnsafeLoader)  # written by this run
+    kept = {name: value for name, value in training.items() if name in KEPT_ARGS}
+    (new / env / "args.yml").write_text(yaml.dump(kept))
+    shutil.copy(args.run / "evaluations.npz", new / "evaluations.npz")
+    (new / "README.md").write_text(card(record, str(args.folder)))
+    if (size := sum(path.stat().st_size for path in new.rglob("*"))) > MOST_BYTES:
+        sys.exit(f"Error: {new} has {size / 1e6:.1f} MB; a trained agent may have {MOST_BYTES / 1e6:g}.")
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(new, final)
+    print(f"{final}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
