@@ -145,6 +145,7 @@ def make_env(run: Path, env: EnvironmentName, seed: int, n_envs: int = 1, **more
         n_envs=n_envs,
         stats_path=stats_path,
         seed=seed,
+        should_render=False,  # it would open a window for each
         hyperparams=hyperparams,
         env_kwargs={**env_kwargs, **more_env_kwargs},
         vec_env_cls=DummyVecEnv,

@@ -8,6 +8,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch as th
+from huggingface_sb3 import EnvironmentName
 from PIL import Image
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.logger import configure
@@ -33,6 +34,13 @@ def logs(tmp_path_factory):
         cwd=folder,
     )
     return folder
+
+
+def test_games_for_the_score_open_no_windows(logs):
+    env = watch.make_env(logs / "ddqn" / f"{GAME}_1", EnvironmentName(GAME), seed=0, n_envs=2, mode=1)
+    assert env.get_attr("render_mode") == [None, None]
+    assert [game.unwrapped._game_mode for game in env.unwrapped.envs] == [1, 1]
+    env.close()
 
 
 def decode(path: Path) -> tuple[dict, np.ndarray]:

@@ -1,0 +1,78 @@
+"""How does an agent play what it was not trained on? Sticky actions, and the game's other difficulties and modes.
+
+    python scripts/harder_settings.py --env PongNoFrameskip-v4 -f rl-trained-agents --output results/harder_Pong.json
+
+One thing is changed at a time, by the Zoo's ``env_kwargs``; all else is the protocol of scripts/bench_learning.py: full
+games, unclipped scores, the agent's own epsilon, up to 30 no-ops. ``repeat_action_probability`` 0.25 is what Machado et
+al. 2018 recommend (https://arxiv.org/abs/1709.06009).
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+from huggingface_sb3 import EnvironmentName
+from stable_baselines3.common.evaluation import evaluate_policy
+from suite import replace, table
+
+from dqn_ext.watch import find_run, load, make_env
+from dqn_ext.zoo import register
+
+
+def other_settings(env_id: str) -> dict[str, dict[str, Any]]:
+    """By name, what is changed of the environment; first of all nothing."""
+    env = gym.make(env_id)
+    ale = env.unwrapped.ale  # type: ignore[attr-defined]
+    settings: dict[str, dict[str, Any]] = {"as trained": {}, "sticky actions": {"repeat_action_probability": 0.25}}
+    settings |= {
+        f"difficulty {number}": {"difficulty": number} for number in sorted(ale.getAvailableDifficulties())[1:]
+    }
+    settings |= {f"mode {number}": {"mode": number} for number in sorted(ale.getAvailableModes())[1:]}
+    env.close()
+    return settings
+
+
+def main() -> None:
+    """Play, print the table, and keep a record if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algo", default="ddqn")
+    parser.add_argument("--env", type=EnvironmentName, required=True)
+    parser.add_argument("-f", "--folder", default="logs")
+    parser.add_argument("--exp-id", type=int, default=0, help="of the run; 0: the latest")
+    parser.add_argument("--n-games", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=10_000)
+    parser.add_argument("--output", type=Path, help="a json file for the record")
+    args = parser.parse_args()
+
+    gym.register_envs(ale_py)
+    register()
+    run = find_run(args)
+    rows = []
+    for name, env_kwargs in other_settings(args.env.gym_id).items():
+        agent = load(run / f"{args.env}.zip", args.algo, args.seed)
+        env = make_env(run, args.env, args.seed, n_envs=6, **env_kwargs)
+        found = evaluate_policy(agent, env, args.n_games, deterministic=False, return_episode_rewards=True)[0]
+        env.close()
+        scores = np.array(found)
+        rows.append({"setting": name, "mean": round(scores.mean(), 1), "std": round(scores.std(), 1), "scores": found})
+        print(f"{name}: {scores.mean():.1f} +/- {scores.std():.1f}", flush=True)
+    print("\n" + table([{key: row[key] for key in ("setting", "mean", "std")} for row in rows]))
+    if args.output:
+        record = {
+            "command": f"python scripts/harder_settings.py --env {args.env}",
+            "date": time.strftime("%Y-%m-%d"),
+            "steps": agent.num_timesteps,
+            "epsilon": agent.exploration_rate,
+            "n_games": args.n_games,
+            "rows": rows,
+        }
+        replace(args.output, json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
