@@ -11,9 +11,7 @@ discounted sum of the rewards that followed. Runs are the Zoo's folders, ``LABEL
 
 import argparse
 import json
-import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from huggingface_sb3 import EnvironmentName
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import VecEnv
 
-from dqn_ext.watch import load, make_env
+from dqn_ext.watch import find_checkpoints, load, make_env
 from dqn_ext.zoo import register
 
 
@@ -62,22 +60,13 @@ def estimates_and_returns(agent: DQN, env: VecEnv, n_states: int) -> tuple[np.nd
     return np.concatenate(estimates), np.concatenate(returns)
 
 
-def saved_agents(run: Path, env_id: str) -> Iterator[tuple[int, Path]]:
-    """Steps and files of a run's agents, the final one last."""
-    paths = {int(m[1]): path for path in run.glob("rl_model_*_steps.zip") if (m := re.search(r"_(\d+)_", path.name))}
-    yield from sorted(paths.items())
-    final = run / f"{env_id}.zip"
-    if final.exists():
-        steps = load(final, run.parent.name, 0).num_timesteps
-        if steps not in paths:
-            yield steps, final
-
-
 def measure(label: str, run: Path, n_states: int, n_envs: int) -> list[dict[str, Any]]:
     """A row of each saved agent."""
     algo, env_id = run.parent.name, run.name.rpartition("_")[0]
     rows = []
-    for steps, path in saved_agents(run, env_id):
+    for steps, path in find_checkpoints(run, env_id).items():
+        if path.stem == "best_model":  # chosen, where the others are a sample
+            continue
         env = make_env(run, EnvironmentName(env_id), steps, n_envs)
         agent = load(path, algo, seed=steps)
         agent.exploration_rate = agent.exploration_final_eps

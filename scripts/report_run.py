@@ -4,21 +4,12 @@ python scripts/report_run.py --env PongNoFrameskip-v4 [-f logs]
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
 import numpy as np
 
-
-def training_scores(run: Path) -> list[float]:
-    """Returns of the training episodes, raw scores on Atari, in the order in which they ended."""
-    episodes: list[tuple[float, float]] = []
-    for monitor in run.glob("*monitor.csv"):
-        with monitor.open() as file:
-            next(file)  # a comment with the environment's id
-            episodes += [(float(row["t"]), float(row["r"])) for row in csv.DictReader(file)]
-    return [score for _, score in sorted(episodes)]
+from dqn_ext.hub.metrics import episodes
 
 
 def main() -> None:
@@ -34,7 +25,8 @@ def main() -> None:
         sys.exit(f"No agent of ddqn for {args.env} below {args.log_folder}.")
     run = agent.parent
     print(f"\nThe agent: {agent}")
-    if scores := training_scores(run):
+    scores = episodes(run)[:, 0]
+    if len(scores) > 0:
         last = scores[-20:]
         print(
             f"Training:  {len(scores)} episodes, the last {len(last)} scored {np.mean(last):.1f} +/- {np.std(last):.1f}"
