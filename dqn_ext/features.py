@@ -59,8 +59,9 @@ class WideLinear(nn.Linear):
     Under autocast it can keep its weights' cast copy from one pass to the next.
     """
 
-    _copy: th.Tensor | None = None
     holds_cast = False
+    _copy: th.Tensor | None = None
+    _is_current = False
 
     @classmethod
     def of(cls, layer: nn.Linear) -> "WideLinear":
@@ -69,12 +70,9 @@ class WideLinear(nn.Linear):
         wide.weight, wide.bias = layer.weight, layer.bias
         return wide
 
-    def hold_cast(self, dtype: th.dtype) -> None:
-        """Cast the weights now, and no more in any pass: whoever changes them calls this again, or ``release_cast``."""
-        if self._copy is None or (self._copy.dtype, self._copy.device) != (dtype, self.weight.device):
-            self._copy = th.empty_like(self.weight, dtype=dtype)
-        self._copy.copy_(self.weight.detach())
-        self.holds_cast = True
+    def hold_cast(self) -> None:
+        """Cast the weights in the next pass, and then no more: whoever changes them calls this again, or releases."""
+        self.holds_cast, self._is_current = True, False
 
     def release_cast(self) -> None:
         """Cast the weights in each pass again."""
@@ -82,8 +80,13 @@ class WideLinear(nn.Linear):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """:return: (B, ``out_features``) from (B, ``in_features``)"""
-        if not self.holds_cast or self._copy is None or x.dtype != self._copy.dtype:
+        if not self.holds_cast or x.dtype == self.weight.dtype:
             return super().forward(x)
+        if self._copy is None or (self._copy.dtype, self._copy.device) != (x.dtype, x.device):
+            self._copy, self._is_current = th.empty_like(self.weight, dtype=x.dtype), False
+        if not self._is_current:
+            self._copy.copy_(self.weight.detach())
+            self._is_current = True
         return _LinearByCopy.apply(x, self.weight, self._copy, self.bias)
 
 

@@ -34,7 +34,6 @@ class Learner:
         for network in policy.modules():
             if isinstance(network, QNetwork):
                 network.compute_dtype = dtype
-        self._dtype = dtype
         if device.type == "cpu":
             # glibc then keeps for the next update what this one frees, instead of asking the system for it anew: it
             # takes the largest block up to 32 MiB that it has seen come and go for its measure
@@ -46,9 +45,8 @@ class Learner:
     def at_work(self) -> Iterator[None]:
         """Within it only :meth:`step` may change weights: the widest layers' are not cast in every pass."""
         try:
-            if self._dtype != th.float32:
-                for layer in self._wide_layers:
-                    layer.hold_cast(self._dtype)
+            for layer in self._wide_layers:
+                layer.hold_cast()
             yield
         finally:
             for layer in self._wide_layers:
@@ -72,7 +70,7 @@ class Learner:
             clear_vanishing_moments(optimizer)
         for layer in self._wide_layers:
             if layer.holds_cast and layer.weight.grad is not None:  # the target network's have none
-                layer.hold_cast(self._dtype)
+                layer.hold_cast()
         return grad_norm
 
 

@@ -83,7 +83,7 @@ def test_a_wide_layer_by_its_held_copy():
     assert layer.weight is plain.weight
     assert layer.bias is plain.bias
     exact, autocast = gradients(plain, x, False), gradients(layer, x, True)
-    layer.hold_cast(th.bfloat16)
+    layer.hold_cast()
     held = gradients(layer, x, True)
     assert th.equal(held[-1], autocast[-1])
     for ours, torchs, true in zip(held, autocast, exact, strict=True):
@@ -96,7 +96,7 @@ def test_a_wide_layer_by_its_held_copy():
         layer.weight *= 2
     assert th.equal(gradients(layer, x, True)[-1], held[-1])
     assert th.equal(gradients(layer, x, False)[-1], plain(x))  # float32 has no use for the copy
-    layer.hold_cast(th.bfloat16)
+    layer.hold_cast()
     doubled = gradients(layer, x, True)[-1]
     layer.release_cast()
     assert th.equal(doubled, gradients(layer, x, True)[-1])
