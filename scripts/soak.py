@@ -43,11 +43,11 @@ def main() -> None:
         training = subprocess.Popen([sys.executable, *command])
         megabytes: list[float] = []
         steps: list[int] = []
-        begin = time.time()
-        while time.time() - begin < 3600 * args.hours:
+        while len(megabytes) * INTERVAL < 3600 * args.hours:  # a machine's sleep does not count
             time.sleep(INTERVAL)
             if training.poll() is not None:
-                raise SystemExit(f"The training ended after {time.time() - begin:.0f} s, with {training.returncode}.")
+                minutes = len(megabytes) * INTERVAL / 60
+                raise SystemExit(f"The training ended after {minutes:.1f} minutes, with {training.returncode}.")
             processes = [psutil.Process(training.pid), *psutil.Process(training.pid).children(recursive=True)]
             megabytes.append(round(sum(process.memory_info().rss for process in processes) / 1e6, 1))
             steps.append(newest_checkpoint(Path(folder)))
