@@ -162,7 +162,7 @@ class DDQN(DQN):
         # For n-step replay, the discount is gamma ** n of each transition's own n
         discounts = replay_data.discounts if replay_data.discounts is not None else self.gamma
         next_observations = replay_data.next_observations
-        if isinstance(self.q_net, QNetwork):
+        if type(self.q_net) is QNetwork:  # one of the user's may do something to them first
             next_observations = self.q_net.prepare(next_observations)
         next_q_values_target = self.q_net_target(next_observations)
         if not self.double_q:

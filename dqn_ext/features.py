@@ -91,7 +91,7 @@ class WideLinear(nn.Linear):
 
 
 class _LinearByCopy(th.autograd.Function):
-    """``x @ weight.T + bias`` by a copy of ``weight`` in the dtype of ``x``; the gradients are float32."""
+    """``x @ weight.T + bias`` by a copy of ``weight`` in the dtype of ``x``; the gradients of both are float32."""
 
     @staticmethod
     def forward(ctx: Any, x: th.Tensor, weight: th.Tensor, copy: th.Tensor, bias: th.Tensor) -> th.Tensor:

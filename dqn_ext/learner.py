@@ -39,7 +39,7 @@ class Learner:
             # takes the largest block up to 32 MiB that it has seen come and go for its measure
             th.empty(31 * 2**20, dtype=th.uint8)
         self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        self._wide_layers = [layer for layer in policy.modules() if isinstance(layer, WideLinear)]
+        self._wide_layers = [layer for layer in policy.modules() if type(layer) is WideLinear]
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -61,7 +61,7 @@ class Learner:
         optimizer.zero_grad()
         loss.backward()
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        grad_norm = total_norm(gradients)
+        grad_norm = total_norm(gradients) if self.device.type == "cpu" else nn.utils.get_total_norm(gradients)
         # To look at the norm costs nothing on the CPU, where scaling by 1 would be one more walk over the weights
         if self.device.type != "cpu" or grad_norm > max_grad_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, max_grad_norm, grad_norm)

@@ -77,12 +77,15 @@ class QNetwork(policies.QNetwork):
 
     def extract_features(self, obs: Any, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
         """Cf. :meth:`stable_baselines3.common.policies.BaseModel.extract_features`."""
-        if not isinstance(obs, Prepared):
-            obs = self.prepare(obs)
-        if not (isinstance(obs, Prepared) and _is_ours(features_extractor)):
+        if not _is_ours(features_extractor):
             return super().extract_features(obs, features_extractor)
-        with self._autocast(obs.images.device):
-            return features_extractor.forward_prepared(obs.images).float()
+        if isinstance(obs, Prepared):
+            with self._autocast(obs.images.device):
+                return features_extractor.forward_prepared(obs.images).float()
+        if not (self.normalize_images and obs.dtype == th.uint8):
+            return super().extract_features(obs, features_extractor)
+        with self._autocast(obs.device):
+            return features_extractor(obs).float()
 
     def _autocast(self, device: th.device) -> th.autocast:
         return th.autocast(device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != th.float32)

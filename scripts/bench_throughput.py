@@ -42,6 +42,8 @@ class Stopwatch:
     def __init__(self, model: Any) -> None:
         import torch as th
 
+        from dqn_ext import learner
+
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._depth = 0
         self._is_on_gpu = model.device.type == "cuda"
@@ -53,11 +55,14 @@ class Stopwatch:
             self._wrap(model.replay_buffer, name, "replay")
         for network in (model.q_net, model.q_net_target):
             self._wrap(network, "forward", "forward")
+        if hasattr(model.q_net, "prepare"):
+            self._wrap(model.q_net, "prepare", "forward")
         self._wrap(th.Tensor, "backward", "backward")
         self._wrap(model.policy.optimizer, "step", "optimizer")
         # Clipping belongs to the optimizer's part
         for name in ("clip_grad_norm_", "get_total_norm", "clip_grads_with_norm_"):
             self._wrap(th.nn.utils, name, "optimizer")
+        self._wrap(learner, "total_norm", "optimizer")
 
     def _wrap(self, owner: Any, name: str, part: str) -> None:
         function: Callable[..., Any] = getattr(owner, name)

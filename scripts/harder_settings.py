@@ -2,13 +2,14 @@
 
     python scripts/harder_settings.py --env PongNoFrameskip-v4 -f rl-trained-agents --output results/harder_Pong.json
 
-One thing is changed at a time, by the Zoo's ``env_kwargs``; all else is the protocol of scripts/bench_learning.py: full
-games, unclipped scores, the agent's own epsilon, up to 30 no-ops. ``repeat_action_probability`` 0.25 is what Machado et
-al. 2018 recommend (https://arxiv.org/abs/1709.06009).
+One thing of a NoFrameskip-v4 game's usual settings is changed at a time, by the Zoo's ``env_kwargs``; all else is the
+protocol of scripts/bench_learning.py: full games, unclipped scores, the agent's own epsilon, up to 30 no-ops.
+``repeat_action_probability`` 0.25 is what Machado et al. 2018 recommend (https://arxiv.org/abs/1709.06009).
 """
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,9 @@ def main() -> None:
         print(f"{name}: {scores.mean():.1f} +/- {scores.std():.1f}", flush=True)
     print("\n" + table([{key: row[key] for key in ("setting", "mean", "std")} for row in rows]))
     if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         record = {
-            "command": f"python scripts/harder_settings.py --env {args.env}",
+            "command": "python scripts/harder_settings.py " + " ".join(sys.argv[1:]),
             "date": time.strftime("%Y-%m-%d"),
             "steps": agent.num_timesteps,
             "epsilon": agent.exploration_rate,

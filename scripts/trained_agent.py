@@ -5,7 +5,8 @@
     python -m rl_zoo3.enjoy --algo ddqn --env PongNoFrameskip-v4 --folder rl-trained-agents
 
 The record is what scripts/bench_learning.py wrote of the run. The agent is the run's last one, which the record's
-scores are of; its optimizer's moments are left out, and its target network is the network itself.
+scores are of; its optimizer's moments are left out, and its target network is the network itself. More than 8 MB are
+refused: that is a network larger than the plain one.
 """
 
 import argparse
@@ -34,7 +35,6 @@ def slim(agent: DDQN) -> None:
     agent.policy.optimizer.state.clear()
     for parameter, target in zip(agent.q_net.parameters(), agent.q_net_target.parameters(), strict=True):
         target.data = parameter.data
-    agent.buffer_size = 1  # whoever loads it with SB3 alone would reserve the training's
 
 
 def card(record: dict[str, Any], log_folder: str) -> str:
@@ -54,7 +54,7 @@ def card(record: dict[str, Any], log_folder: str) -> str:
 - Scores: {", ".join(f"{score:g}" for score in sorted(scores))}.
 - Versions: {versions}.
 
-The optimizer's state is left out: the agent plays, and can be trained on, but not from where it stopped.
+The optimizer's state is left out: the agent plays, and can be trained on (`-i`), but not from where it stopped.
 """
 
 
@@ -89,7 +89,8 @@ def main() -> None:
     shutil.copy(args.run / "evaluations.npz", new / "evaluations.npz")
     (new / "README.md").write_text(card(record, str(args.folder)))
     if (size := sum(path.stat().st_size for path in new.rglob("*"))) > MOST_BYTES:
-        sys.exit(f"Error: {new} has {size / 1e6:.1f} MB; a trained agent may have {MOST_BYTES / 1e6:g}.")
+        shutil.rmtree(new)
+        sys.exit(f"Error: this agent has {size / 1e6:.1f} MB; a trained agent may have {MOST_BYTES / 1e6:g}.")
     shutil.rmtree(final, ignore_errors=True)
     os.replace(new, final)
     print(f"{final}: {size / 1e6:.1f} MB")

@@ -160,7 +160,7 @@ def test_an_agent_with_images_is_small_enough(tmp_path, monkeypatch):
     trained_agent.slim(agent)
     agent.save(tmp_path / "agent.zip")
     assert (tmp_path / "agent.zip").stat().st_size < trained_agent.MOST_BYTES - 200_000
-    loaded = DDQN.load(tmp_path / "agent.zip", env, buffer_size=100)
+    loaded = DDQN.load(tmp_path / "agent.zip", env, buffer_size=100, device="cpu")
     images = th.randint(0, 256, (16, 4, 84, 84), dtype=th.uint8)
     assert th.equal(loaded.q_net(images), agent.q_net(images))
     assert th.equal(loaded.q_net_target(images), agent.q_net(images))

@@ -102,18 +102,22 @@ def test_gradient_in_bfloat16():
 def test_updates_see_the_weights_of_the_moment(monkeypatch):
     """Whoever sets weights between two calls of train is heard, in both networks and in acting."""
     monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)
-    seen = []
+    seen, are_current = [], []
 
     def double_q_target(rewards, dones, discounts, *next_q_values):
         seen.append(next_q_values)
+        for network in networks:
+            layer = network.features_extractor.linear[0]
+            are_current.append(th.equal(layer._copy, layer.weight.bfloat16()))
         return td_targets.double_q_target(rewards, dones, discounts, *next_q_values)
 
     monkeypatch.setattr(ddqn, "double_q_target", double_q_target)
+    networks = ()
     _, _, model = learned({}, precision="bfloat16")
-    images = model.replay_buffer.sample(16).observations
     networks = (model.q_net, model.q_net_target)
+    images = model.replay_buffer.sample(16).observations
     for _ in range(2):
-        model.train(1, 16)
+        model.train(3, 16)
         for network in networks:
             network.features_extractor.linear[0].weight.data.zero_()
             network.features_extractor.linear[0].bias.data.zero_()
@@ -123,6 +127,8 @@ def test_updates_see_the_weights_of_the_moment(monkeypatch):
         model.train(1, 16)
         for q_values, bias in zip(seen[0], biases, strict=True):
             assert th.equal(q_values, bias.expand(16, -1))
+    assert len(are_current) == 2 * 2 * (3 + 1)
+    assert all(are_current)
 
 
 @pytest.mark.parametrize("max_grad_norm", [1e-3, 1e3])

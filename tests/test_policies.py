@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dqn_ext import DDQN
 from dqn_ext.errors import InvalidInput
-from dqn_ext.policies import CnnPolicy, DuelingHead
+from dqn_ext.policies import CnnPolicy, DuelingHead, QNetwork
 
 IMAGES, ACTIONS = spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Discrete(6)
 
@@ -126,6 +126,31 @@ def test_blocks_together(double_q, dueling, priority_exponent, n_steps, extracto
     assert (model.replay_buffer.n_steps, model.replay_buffer.priority_exponent) == (n_steps, priority_exponent)
     # Every part of the network learns
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.q_net.q_net.parameters())
+
+
+class MirroredQNetwork(QNetwork):
+    """A user's own, which sees images the other way round."""
+
+    def forward(self, obs):
+        return super().forward(obs.flip(-1))
+
+
+class MirroredPolicy(CnnPolicy):
+    def make_q_net(self):
+        return MirroredQNetwork(**self._update_features_extractor(self.net_args)).to(self.device)
+
+
+def test_a_network_of_the_users_sees_images_as_they_are():
+    env = VecFrameStack(DummyVecEnv([lambda: FakeImageEnv(screen_height=40, screen_width=40, n_channels=1)]), 4)
+    model = DDQN(MirroredPolicy, env, buffer_size=100, learning_starts=20, device="cpu")
+    calls = []
+    model.q_net.features_extractor.register_forward_hook(lambda *_: calls.append(1))
+    model.learn(40)
+    assert model._n_updates > 0
+    images = th.as_tensor(env.reset()).permute(0, 3, 1, 2)
+    assert th.equal(model.q_net(images), QNetwork.forward(model.q_net, images.flip(-1)))
+    # Hooks are called, in learning: on s', s; and above
+    assert len(calls) >= 2 * model._n_updates + 2
 
 
 def test_bad_settings():
