@@ -113,7 +113,7 @@ class Gate:
         line = sys.stdin.readline().split()
         if not line:
             return False
-        if line[1] == "profile" and model is not None:
+        if line[1] == "profile" and hasattr(model, "q_net"):  # SBX's has none
             self.stopwatch = Stopwatch(model)
         self.start = (time.perf_counter(), cpu, self.n_transitions)
         self.end = self.n_transitions + int(line[0])
