@@ -126,7 +126,7 @@ def record(run: Run, label: str) -> dict[str, Any]:
         "hours": round(float(hours(agent.num_timesteps)), 5),
         "protocol": PROTOCOL,
         "epsilon": agent.exploration_rate,
-        "scores": play(run, agent),
+        "scores": play(run.zoo_folder, run.env, agent, EVALUATION_SEED + run.seed),
         "curve": {
             "protocol": f"{evaluations['results'].shape[1]} full games at the epsilon of that moment",
             "steps": evaluations["timesteps"].tolist(),
@@ -136,10 +136,10 @@ def record(run: Run, label: str) -> dict[str, Any]:
     }
 
 
-def play(run: Run, agent: DQN) -> list[float]:
-    """The scores of the run's final agent, in the environments in which the Zoo's ``enjoy`` shows it."""
-    env = make_env(run.zoo_folder, EnvironmentName(run.env), EVALUATION_SEED + run.seed, n_envs=6)
-    scores, _ = evaluate_policy(agent, env, N_GAMES, deterministic=False, return_episode_rewards=True)
+def play(folder: Path, env_id: str, agent: DQN, seed: int, n_games: int = N_GAMES, **env_kwargs: Any) -> list[float]:
+    """The scores of a run's agent, in the environments in which the Zoo's ``enjoy`` shows it, or changed ones."""
+    env = make_env(folder, EnvironmentName(env_id), seed, n_envs=6, **env_kwargs)
+    scores, _ = evaluate_policy(agent, env, n_games, deterministic=False, return_episode_rewards=True)
     env.close()
     return [float(score) for score in scores]  # type: ignore[union-attr]
 

@@ -17,11 +17,11 @@ from typing import Any
 import ale_py
 import gymnasium as gym
 import numpy as np
+from bench_learning import EVALUATION_SEED, N_GAMES, play
 from huggingface_sb3 import EnvironmentName
-from stable_baselines3.common.evaluation import evaluate_policy
 from suite import replace, table
 
-from dqn_ext.watch import find_run, load, make_env
+from dqn_ext.watch import find_run, load
 from dqn_ext.zoo import register
 
 
@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument("--env", type=EnvironmentName, required=True)
     parser.add_argument("-f", "--folder", default="logs")
     parser.add_argument("--exp-id", type=int, default=0, help="of the run; 0: the latest")
-    parser.add_argument("--n-games", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=10_000)
+    parser.add_argument("--n-games", type=int, default=N_GAMES)
+    parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
     parser.add_argument("--output", type=Path, help="a json file for the record")
     args = parser.parse_args()
 
@@ -56,9 +56,7 @@ def main() -> None:
     rows = []
     for name, env_kwargs in other_settings(args.env.gym_id).items():
         agent = load(run / f"{args.env}.zip", args.algo, args.seed)
-        env = make_env(run, args.env, args.seed, n_envs=6, **env_kwargs)
-        found = evaluate_policy(agent, env, args.n_games, deterministic=False, return_episode_rewards=True)[0]
-        env.close()
+        found = play(run, args.env.gym_id, agent, args.seed, args.n_games, **env_kwargs)
         scores = np.array(found)
         rows.append({"setting": name, "mean": round(scores.mean(), 1), "std": round(scores.std(), 1), "scores": found})
         print(f"{name}: {scores.mean():.1f} +/- {scores.std():.1f}", flush=True)

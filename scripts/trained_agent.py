@@ -17,13 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import ale_py
-import gymnasium as gym
 import numpy as np
 import yaml
 
 from dqn_ext import DDQN
-from dqn_ext.zoo import register
 
 # Of args.yml; the rest are folders and services of that machine
 KEPT_ARGS = ("algo", "env", "env_kwargs", "n_timesteps", "seed", "hyperparams", "eval_freq", "eval_episodes", "vec_env")
@@ -68,8 +65,6 @@ def main() -> None:
 
     record = json.loads(args.record.read_text())
     env = record["env"]
-    gym.register_envs(ale_py)
-    register()
     agent = DDQN.load(args.run / f"{env}.zip", device="cpu")
     if agent.num_timesteps != record["steps"]:
         sys.exit(f"Error: {args.run} has {agent.num_timesteps} steps, and {args.record} is of {record['steps']}.")
