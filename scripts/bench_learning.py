@@ -122,6 +122,7 @@ def record(run: Run, label: str) -> dict[str, Any]:
         "commit": commit(),
         "versions": {name: version(name) for name in PACKAGES},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {agent.device}",
+        "threads": int(os.environ["OMP_NUM_THREADS"]),  # of each run
         "date": time.strftime("%Y-%m-%d"),
         "hours": round(float(hours(agent.num_timesteps)), 5),
         "protocol": PROTOCOL,
@@ -297,7 +298,7 @@ def main() -> None:
     parser.add_argument("--label", help="what to call the runs of one algorithm; its name by default")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="none: only draw")
     parser.add_argument("-n", "--n-timesteps", type=int, required=True, help="steps of each run")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores")
     parser.add_argument("-f", "--folder", type=Path, default=Path("logs/learning"), help="of the runs")
     parser.add_argument("--records", type=Path, default=Path("results/learning"), help="of the records")
     parser.add_argument("--picture", type=Path, help="learning_STEPS.png beside the folder of records, if not given")
@@ -308,6 +309,7 @@ def main() -> None:
     gym.register_envs(ale_py)
     register()
     envs = environments(args.games)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // args.jobs, 1)))
     every = str(max(args.n_timesteps // N_EVALUATIONS, 1))
     flags = ("-n", str(args.n_timesteps), "--eval-freq", every, "--eval-episodes", str(N_EVALUATION_GAMES), *zoo_flags)
     with ThreadPoolExecutor(args.jobs) as pool:
