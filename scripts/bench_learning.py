@@ -7,7 +7,8 @@
     python scripts/bench_learning.py --games Pong SpaceInvaders --seeds -n 1000000
 
 Each run is the Zoo's own train command. What was interrupted goes on when the same command is given again: ddqn from
-its checkpoints, other algorithms from the beginning. A run's final agent plays 30 full games at its final epsilon
+its checkpoints, dqn from those that ``-- -params checkpoint_freq:250000`` has it make (5.6 GB each on Atari, as its
+replay memory), other algorithms from the beginning. A run's final agent plays 30 full games at its final epsilon
 after up to 30 no-ops (the papers' protocol, unclipped scores); its record goes to ``--records``. A record that is not
 complete, or of another protocol or budget, is left out of the picture, and it is said.
 """

@@ -1,4 +1,4 @@
-"""scripts/bench_learning.py: real runs of CartPole, of which one is killed on the way; records; the comparison."""
+"""scripts/bench_learning.py: real runs of CartPole, killed on the way; records; the comparison."""
 
 import json
 import os
@@ -47,23 +47,23 @@ def finish(arguments: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder in which both algorithms have learned CartPole for a moment, ddqn's run with a kill."""
+    """A folder in which both algorithms have learned CartPole for a moment, each with a kill."""
     folder = tmp_path_factory.mktemp("learning")
-    ddqn = f"--games CartPole-v1 --algos ddqn --seeds 7 -n 3000 {FLAGS} checkpoint_freq:300"
-    process = start(ddqn, folder)
-    checkpoints = CheckpointFolder(folder / "logs/learning/ddqn/ddqn/CartPole-v1_7/checkpoint")
-    end = time.monotonic() + 200
-    while not checkpoints.steps():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not list((folder / "results").rglob("*.json"))
+    for algo in ("dqn", "ddqn"):
+        command = f"--games CartPole-v1 --algos {algo} --seeds 7 -n 3000 {FLAGS} checkpoint_freq:300"
+        process = start(command, folder)
+        checkpoints = CheckpointFolder(folder / f"logs/learning/{algo}/{algo}/CartPole-v1_7/checkpoint")
+        end = time.monotonic() + 200
+        while not checkpoints.steps():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not list((folder / "results").rglob(f"{algo}-*.json"))
 
-    output = finish(ddqn, folder)
-    assert "ddqn-CartPole-v1-7: Going on from" in output
-    finish(f"--games CartPole-v1 --algos dqn --seeds 7 -n 3000 {FLAGS}", folder)
+        output = finish(command, folder)
+        assert f"{algo}-CartPole-v1-7: Going on from" in output
     return folder
 
 

@@ -12,11 +12,11 @@ from types import FrameType
 from typing import Any, cast
 
 import torch as th
+from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 
 from dqn_ext.checkpoint import state
 from dqn_ext.checkpoint.folder import Checkpoint, CheckpointFolder, Unusable
-from dqn_ext.ddqn import DDQN
 from dqn_ext.errors import Diverged, InvalidInput
 
 # By convention 128 and the signal's number; of SIGUSR1, by which Slurm and others announce that time is up, and whose
@@ -38,6 +38,8 @@ class ResumeCallback(BaseCallback):
     of the games where it can be read, the callbacks' records, and files of the run's folder. On a CPU, and with the
     games' state, the run ends with the weights of one that was never interrupted, bit for bit. Writing a checkpoint
     changes nothing in the run.
+
+    SB3's own ``DQN`` may have it, too. Its replay memory is pickled, and as large on disk as in memory.
 
     On SIGTERM, SIGINT and SIGUSR1 it writes a checkpoint as soon as the step in hand is done and learned from, and
     leaves with a code of :data:`EXIT_CODES`; a second signal ends the process at once.
@@ -91,7 +93,7 @@ class ResumeCallback(BaseCallback):
             self.save()
             return
         path, step, about = self._from
-        model = cast(DDQN, self.model)
+        model = cast(DQN, self.model)
         try:
             state.check_identity(model, about["identity"])
             kept = th.load(path / "state.pt", map_location="cpu", weights_only=True)
@@ -155,12 +157,12 @@ class ResumeCallback(BaseCallback):
         :raises Diverged: where a weight is no number
         """
         if self.model.num_timesteps != self._last_step:
-            about = {"settings": self.settings, "identity": state.identity(cast(DDQN, self.model))}
+            about = {"settings": self.settings, "identity": state.identity(cast(DQN, self.model))}
             self.folder.write(self.model.num_timesteps, about, self._write_files)
             self._last_step = self.model.num_timesteps
 
     def _write_files(self, folder: Path) -> None:
-        model = cast(DDQN, self.model)
+        model = cast(DQN, self.model)
         if not all(bool(weights.isfinite().all()) for weights in model.policy.state_dict().values()):
             raise Diverged(f"Learning has diverged: a weight is infinite or not a number at step {self.num_timesteps}.")
         # Straight into its file: 30 MB that are put together in memory first would stay with the process

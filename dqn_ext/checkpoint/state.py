@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
@@ -18,17 +19,16 @@ _COUNTERS = (
     "_episode_num",
     "_n_calls",
     "_n_updates",
-    "_num_timesteps_at_last_train",
-    "_due",
     "_current_progress_remaining",
     "exploration_rate",
     "ep_info_buffer",
     "ep_success_buffer",
 )
+_COUNTERS_OF_DDQN = ("_num_timesteps_at_last_train", "_due")
 _LAST_STEP = ("_last_obs", "_last_episode_starts", "_last_original_obs")
 
 
-def identity(model: DDQN) -> dict[str, str]:
+def identity(model: DQN) -> dict[str, str]:
     """What must be the same where a checkpoint is read again."""
     return {
         "algorithm": type(model).__name__,
@@ -38,13 +38,14 @@ def identity(model: DDQN) -> dict[str, str]:
     }
 
 
-def capture(model: DDQN, callbacks: Mapping[str, BaseCallback]) -> dict[str, Any]:
+def capture(model: DQN, callbacks: Mapping[str, BaseCallback]) -> dict[str, Any]:
     """The state of a run, as plain data. Changes nothing."""
     assert model.env is not None
     games = env_state(model.env)
+    counters = _COUNTERS + _COUNTERS_OF_DDQN if isinstance(model, DDQN) else _COUNTERS
     return {
-        "counters": {name: encode(getattr(model, name)) for name in _COUNTERS},
-        "learns": model.is_learning,
+        "counters": {name: encode(getattr(model, name)) for name in counters},
+        "learns": isinstance(model, DDQN) and model.is_learning,
         "games": games,
         "last_step": {name: encode(getattr(model, name)) for name in _LAST_STEP} if isinstance(games, list) else None,
         "started": model.env.get_attr("t_start") if model.env.has_attr("t_start") else None,
@@ -57,14 +58,14 @@ def capture(model: DDQN, callbacks: Mapping[str, BaseCallback]) -> dict[str, Any
     }
 
 
-def restore(model: DDQN, callbacks: Mapping[str, BaseCallback], state: dict[str, Any], seed: int) -> str | None:
+def restore(model: DQN, callbacks: Mapping[str, BaseCallback], state: dict[str, Any], seed: int) -> str | None:
     """The inverse of :func:`capture`, for a run that was set up alike.
 
     :param seed: for games that start anew, since their state could not be kept
     :return: why they do, if so
     """
     assert model.env is not None
-    if state["learns"]:
+    if isinstance(model, DDQN) and state["learns"]:
         model.prepare_learning()
     if state["normalization"] is not None:
         set_attributes(model._vec_normalize_env, state["normalization"])
@@ -98,7 +99,7 @@ def restore(model: DDQN, callbacks: Mapping[str, BaseCallback], state: dict[str,
 # ---------------------------------------------------------------------- random generators
 
 
-def _random_state(model: DDQN) -> dict[str, Any]:
+def _random_state(model: DQN) -> dict[str, Any]:
     return {
         "python": encode(random.getstate()),
         "numpy": encode(np.random.get_state(legacy=False)),
@@ -108,7 +109,7 @@ def _random_state(model: DDQN) -> dict[str, Any]:
     }
 
 
-def _set_random_state(model: DDQN, state: dict[str, Any]) -> None:
+def _set_random_state(model: DQN, state: dict[str, Any]) -> None:
     random.setstate(decode(state["python"]))
     np.random.set_state(decode(state["numpy"]))
     th.set_rng_state(state["torch"])
@@ -195,7 +196,7 @@ def _callback_state(callback: BaseCallback) -> dict[str, Any]:
     return state
 
 
-def check_identity(model: DDQN, theirs: dict[str, str]) -> None:
+def check_identity(model: DQN, theirs: dict[str, str]) -> None:
     """:raises InvalidInput: where a checkpoint is of another game, algorithm or number of environments"""
     for name, ours in identity(model).items():
         if theirs.get(name) != ours:

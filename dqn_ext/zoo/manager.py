@@ -1,4 +1,4 @@
-"""The Zoo's experiment manager, for ddqn."""
+"""The Zoo's experiment manager, for ddqn, and for dqn what concerns its checkpoints."""
 
 import argparse
 import os
@@ -109,18 +109,21 @@ class ExperimentManager(exp_manager.ExperimentManager):
             raise InvalidInput(f"The storage {storage!r} has no trial {trial_id} of a study {study_name!r}.") from error
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
-        if self.algo != "ddqn":
+        if self.algo not in ("dqn", "ddqn"):
             return super()._preprocess_hyperparams(hyperparams)
-        check_names(hyperparams, ZOO_KEYS | argument_names(DDQN))
+        if self.algo == "ddqn":
+            check_names(hyperparams, ZOO_KEYS | argument_names(DDQN))
         checkpoint_freq = hyperparams.pop("checkpoint_freq", 0)
         settings = {name: _in_words(value) for name, value in hyperparams.items()}
         processed = super()._preprocess_hyperparams(hyperparams)
-        hyperparams, env_wrapper, *_ = processed
-        check_values({**hyperparams, "n_envs": self.n_envs, "checkpoint_freq": checkpoint_freq})
-        choose_dtype(hyperparams.get("precision", "float32"), get_device(self.device))
-        self._check_action_space(env_wrapper)
-        if self.continue_training:
-            check_model_file(Path(self.trained_agent))
+        check_values({"checkpoint_freq": checkpoint_freq})
+        if self.algo == "ddqn":
+            hyperparams, env_wrapper, *_ = processed
+            check_values({**hyperparams, "n_envs": self.n_envs})
+            choose_dtype(hyperparams.get("precision", "float32"), get_device(self.device))
+            self._check_action_space(env_wrapper)
+            if self.continue_training:
+                check_model_file(Path(self.trained_agent))
         if checkpoint_freq and not self.optimize_hyperparameters:
             settings |= {name: _in_words(getattr(self, name)) for name in SETTINGS}
             settings |= {"algo": self.algo, "env": self.env_name.gym_id}

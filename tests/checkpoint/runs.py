@@ -8,6 +8,7 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 import torch as th
+from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, VecTransposeImage
@@ -27,7 +28,7 @@ class Run:
 
     :param freq: transitions between checkpoints; 0: without any
     :param others: further callbacks
-    :param changes: arguments of DDQN
+    :param changes: the algorithm's arguments
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Run:
         vec_env_cls: type[VecEnv] | None = None,
         settings: dict[str, str] | None = None,
         others: tuple[BaseCallback, ...] = (),
+        algorithm: type[DQN] = DDQN,
         **changes: Any,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +59,7 @@ class Run:
             eval_env: VecEnv = VecTransposeImage(VecFrameStack(make_atari_env(GAME, 1, seed=4, **kwargs), 4))
             small = {"features_extractor_kwargs": {"features_dim": 16}}
             agent |= {"policy": "CnnPolicy", "policy_kwargs": small, "buffer_size": 200}
-            agent["replay_buffer_kwargs"] = {"store": "compressed"}
+            agent["replay_buffer_kwargs"] = {"store": "compressed"} if algorithm is DDQN else {}
         else:
             self.env, eval_env = make_vec_env(env, n_envs, seed=3, **monitor), make_vec_env(env, 1, seed=4)
             if env == "CartPole-v1":
@@ -69,9 +71,9 @@ class Run:
         )
         evaluation.deterministic, evaluation.verbose = False, 0
         self.callbacks = [*([self.resume] if self.resume else []), evaluation, *others]
-        self.model = DDQN(env=self.env, seed=1, **{**agent, **changes})
+        self.model = algorithm(env=self.env, seed=1, **{**agent, **changes})
 
-    def learn(self, total: int = TOTAL) -> DDQN:
+    def learn(self, total: int = TOTAL) -> DQN:
         self.model.learn(total, callback=self.callbacks)
         self.close()
         return self.model
@@ -112,7 +114,7 @@ def interrupt(folder: Path, step: int, others: tuple[BaseCallback, ...] = (), **
         raise AssertionError("it came to its end")
 
 
-def outcome(model: DDQN, folder: Path) -> dict[str, Any]:
+def outcome(model: DQN, folder: Path) -> dict[str, Any]:
     """All that two runs must have in common, bit for bit."""
     weights = {f"weights {name}": value.numpy() for name, value in model.policy.state_dict().items()}
     moments = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
@@ -25,6 +26,7 @@ KINDS = {
         "replay_buffer_kwargs": {"store": "raw", "priority_exponent": 0.6, "importance_exponent": 0.3},
     },
     "CartPole, normalized": {"env": "CartPole-v1", "n_steps": 3, "learning_rate": lambda progress: 1e-3 * progress},
+    "SB3's DQN": {"algorithm": DQN},
     "episodes": {"env": "MountainCar-v0", "train_freq": (1, "episode"), "gradient_steps": 20},
 }
 

@@ -94,10 +94,10 @@ def test_divergence_is_one_sentence(tmp_path):
     assert "Loading replay buffer" in process.stdout
 
 
-@pytest.mark.parametrize("value", ["-1", "0.5"])
-def test_checkpoint_freq(tmp_path, value):
+@pytest.mark.parametrize(("algo", "value"), [("ddqn", "-1"), ("ddqn", "0.5"), ("dqn", "-1")])
+def test_checkpoint_freq(tmp_path, algo, value):
     process = run_python(
-        f'-m rl_zoo3.train --algo ddqn --env CartPole-v1 -params "checkpoint_freq:{value}"', cwd=tmp_path, check=False
+        f'-m rl_zoo3.train --algo {algo} --env CartPole-v1 -params "checkpoint_freq:{value}"', cwd=tmp_path, check=False
     )
     assert process.stderr.strip().splitlines()[-1] == (
         f"Error: checkpoint_freq must be a whole number of at least 0, not {value}."
