@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -118,7 +119,7 @@ def record(run: Run, label: str) -> dict[str, Any]:
         "seed": run.seed,
         "n_timesteps": int(run.flags[run.flags.index("-n") + 1]),
         "steps": agent.num_timesteps,
-        "command": "python " + " ".join(run.command[: run.command.index("-f")] + list(run.flags)),
+        "command": shlex.join(["python", *run.command[: run.command.index("-f")], *run.flags]),
         "settings": {name: str(value) for name, value in dict(settings).items()},
         "commit": commit(),
         "versions": {name: version(name) for name in PACKAGES},
