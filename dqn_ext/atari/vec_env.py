@@ -40,7 +40,7 @@ class Game:
         self.spec, self.action_space, self.observation_space = env.spec, env.action_space, env.observation_space
         self.action_meanings: list[str] = env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
         (monitor,) = (wrapper for wrapper in wrappers_of(env) if isinstance(wrapper, Monitor))
-        self._t_start = monitor.t_start
+        self.t_start = monitor.t_start  # Monitor's name
         # The file stays open and changes hands: nothing is lost, nothing is written twice
         self._results_writer: ResultsWriter | None = monitor.results_writer
         monitor.results_writer = None
@@ -66,6 +66,10 @@ class Game:
     def get_action_meanings(self) -> list[str]:
         """Cf. ale-py's."""
         return self.action_meanings
+
+    def set_wrapper_attr(self, name: str, value: Any) -> None:
+        """Cf. gymnasium's."""
+        setattr(self, name, value)
 
     def send(self, action: int) -> None:
         """Let the emulator start on a step. Returns at once."""
@@ -143,7 +147,7 @@ class Game:
         episode = {
             "r": round(self.score, 6),
             "l": info["episode_frame_number"],
-            "t": round(time.time() - self._t_start, 6),
+            "t": round(time.time() - self.t_start, 6),
         }
         if self._results_writer is not None:
             self._results_writer.write_row(episode)

@@ -1,6 +1,7 @@
 """What decides how a run goes on, beside the weights and the replay memory, which have files of their own."""
 
 import random
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ def capture(model: DQN, callbacks: Mapping[str, BaseCallback]) -> dict[str, Any]
         "learns": isinstance(model, DDQN) and model.is_learning,
         "games": games,
         "last_step": {name: encode(getattr(model, name)) for name in _LAST_STEP} if isinstance(games, list) else None,
-        "started": model.env.get_attr("t_start") if model.env.has_attr("t_start") else None,
+        "seconds": _seconds(model.env),
         "normalization": None if model._vec_normalize_env is None else _statistics(model._vec_normalize_env),
         "callbacks": {name: _callback_state(callback) for name, callback in callbacks.items()},
         "evaluation": {
@@ -76,14 +77,11 @@ def restore(model: DQN, callbacks: Mapping[str, BaseCallback], state: dict[str, 
             setattr(model, name, decode(value))
     else:
         reason = str(games)
-        if state["started"] is not None and model.env.has_attr("t_start"):
-            # Since when the monitor files count their seconds
-            for index, time in enumerate(state["started"]):
-                model.env.env_method("set_wrapper_attr", "t_start", time, indices=index)
         model.env.seed(seed % 2**32)
         model._last_obs = model.env.reset()  # type: ignore[assignment]
         if model._vec_normalize_env is not None:
             model._last_original_obs = model._vec_normalize_env.get_original_obs()
+    _set_seconds(model.env, state["seconds"])
     for key, callback in callbacks.items():
         set_attributes(callback, state["callbacks"].get(key, {}))
         if isinstance(games := state["evaluation"].get(key), list):
@@ -150,6 +148,18 @@ def set_env_state(env: VecEnv, states: list[Any]) -> None:
     for game, layers in zip(env.envs, remaining, strict=True):
         for layer, state in zip(_layers(game), layers, strict=True):
             set_attributes(layer, state)
+
+
+def _seconds(env: VecEnv) -> list[float] | None:
+    """The time that the monitor files count in their column ``t``."""
+    return [time.time() - start for start in env.get_attr("t_start")] if env.has_attr("t_start") else None
+
+
+def _set_seconds(env: VecEnv, seconds: list[float] | None) -> None:
+    """Let them count on from there: nothing was done in the time between."""
+    if seconds is not None and env.has_attr("t_start"):
+        for index, elapsed in enumerate(seconds):
+            env.env_method("set_wrapper_attr", "t_start", time.time() - elapsed, indices=index)
 
 
 def _layers(game: Any) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
 from dqn_ext import DDQN
+from dqn_ext.atari import AtariVecEnv
 from dqn_ext.checkpoint import ResumeCallback
 
 gym.register_envs(ale_py)
@@ -53,9 +54,10 @@ class Run:
             "vec_env_cls": vec_env_cls,
         }
         agent: dict[str, Any] = {"learning_starts": 40, "batch_size": 8, "train_freq": 4, "target_update_interval": 30}
-        if env == "atari":
+        if env in ("atari", "native"):
             kwargs = {"env_kwargs": GAME_KWARGS}
-            self.env: VecEnv = VecFrameStack(make_atari_env(GAME, n_envs, seed=3, **kwargs, **monitor), 4)
+            games = make_atari_env(GAME, n_envs, seed=3, **kwargs, **monitor)
+            self.env: VecEnv = VecFrameStack(AtariVecEnv(games) if env == "native" else games, 4)
             eval_env: VecEnv = VecTransposeImage(VecFrameStack(make_atari_env(GAME, 1, seed=4, **kwargs), 4))
             small = {"features_extractor_kwargs": {"features_dim": 16}}
             agent |= {"policy": "CnnPolicy", "policy_kwargs": small, "buffer_size": 200}

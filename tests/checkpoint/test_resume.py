@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -114,26 +115,44 @@ def test_precision_and_memory_layout_go_on(tmp_path):
     assert kept[80] == before
 
 
-def test_games_in_other_processes_start_anew(tmp_path, capsys):
-    """Their state cannot be read: everything else goes on, and it is said."""
-    kwargs = {"env": "CartPole-v1", "n_envs": 2, "train_freq": 2, "vec_env_cls": SubprocVecEnv}
-    interrupt(tmp_path, 100, **kwargs)
+@pytest.mark.parametrize(
+    "kwargs", [{"env": "CartPole-v1", "vec_env_cls": SubprocVecEnv}, {"env": "native"}], ids=["SubprocVecEnv", "native"]
+)
+def test_games_that_start_anew(tmp_path, capsys, kwargs):
+    """Their state cannot be read: everything else goes on, and it is said. Nobody counts the seconds in between."""
+
+    class Look(BaseCallback):
+        def _on_training_start(self) -> None:
+            self.seconds = [time.time() - start for start in self.training_env.get_attr("t_start")]
+
+        def _on_step(self) -> bool:
+            return True
+
+    kwargs = {"n_envs": 2, "train_freq": 2, **kwargs}
+    interrupt(tmp_path, 230, **kwargs)
     rows = [len((tmp_path / f"{i}.monitor.csv").read_text().splitlines()) for i in range(2)]
-    run = Run(tmp_path, **kwargs)
-    statistics = th.load(tmp_path / "checkpoint" / "80" / "state.pt", weights_only=True)["normalization"]
-    model = run.learn()
-    # Gone on with, not begun anew
-    assert run.env.obs_rms.count > statistics["obs_rms"]["part"]["count"] + TOTAL - 90
+    kept = th.load(tmp_path / "checkpoint" / "200" / "state.pt", weights_only=True)
+    rows_kept = [len((tmp_path / f"checkpoint/200/run/{i}.monitor.csv").read_text().splitlines()) - 2 for i in range(2)]
+    time.sleep(1)
+    look = Look()
+    run = Run(tmp_path, others=(look,), **kwargs)
+    model = run.learn(2 * TOTAL)
+    if (statistics := kept["normalization"]) is not None:
+        # Gone on with, not begun anew
+        assert run.env.obs_rms.count > statistics["obs_rms"]["part"]["count"] + 2 * TOTAL - 230
     said = capsys.readouterr().out
-    assert f"Going on from step 80 of {TOTAL}" in said
-    assert "its games start anew (the state of SubprocVecEnv cannot be read)" in said
-    assert model.num_timesteps == TOTAL
+    assert f"Going on from step 200 of {2 * TOTAL}" in said
+    kind = "SubprocVecEnv" if "vec_env_cls" in kwargs else "AtariVecEnv"
+    assert f"its games start anew (the state of {kind} cannot be read)" in said
+    assert model.num_timesteps == 2 * TOTAL
     for i in range(2):
         lines = (tmp_path / f"{i}.monitor.csv").read_text().splitlines()
         assert sum(line.startswith("#") for line in lines) == 1
-        assert len(lines) > rows[i]
+        assert len(lines) > rows[i] > 2
         times = [float(line.split(",")[2]) for line in lines[2:]]
         assert times == sorted(times)
+        assert kept["seconds"][i] < look.seconds[i] < kept["seconds"][i] + 0.9
+        assert look.seconds[i] < times[rows_kept[i]]
 
 
 # ---------------------------------------------------------------------- signals
