@@ -124,7 +124,9 @@ def record(run: Run, label: str) -> dict[str, Any]:
         "commit": commit(),
         "versions": {name: version(name) for name in PACKAGES},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {agent.device}",
-        "threads": int(os.environ["OMP_NUM_THREADS"]),  # of each run
+        # Of an interrupted run, commit and threads are those of the last attempt
+        "threads": int(os.environ["OMP_NUM_THREADS"]),
+        "attempts": len((run.folder / "attempts").read_text().splitlines()),
         "date": time.strftime("%Y-%m-%d"),
         "hours": round(float(hours(agent.num_timesteps)), 5),
         "protocol": PROTOCOL,

@@ -22,10 +22,8 @@ class StackLayout:
         self.obs_shape, self.n_stack = obs.shape, n_stack
         channel_axis = 1 if channels_first else 3
         innermost = obs.strides[channel_axis] == min(obs.strides)
-        first, last = (0, 2, 3, 1), (0, 3, 1, 2)
-        self._axes = (
-            (first if channels_first else (0, 1, 2, 3)) if innermost else ((0, 1, 2, 3) if channels_first else last)
-        )
+        self._axes = [0, 1, 2, 3]
+        self._axes.insert(3 if innermost else 1, self._axes.pop(channel_axis))
         self.n_envs, self.n_channels = len(obs), obs.shape[channel_axis] // n_stack
         n_bytes = obs[0].size
         self.frame_size = n_bytes // n_stack
