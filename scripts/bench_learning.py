@@ -25,6 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,9 @@ def hours_at(folder: Path, n_timesteps: int) -> Any:
     return lambda step: np.interp(step, [0, *steps], [0, *(games["t"] / 3600)])
 
 
+@cache
 def commit() -> str:
-    """Of the code that ran, with a plus if it was changed since."""
+    """Of the code that runs, with a plus if it is not quite that."""
     words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
@@ -316,6 +318,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // args.jobs, 1)))
     every = str(max(args.n_timesteps // N_EVALUATIONS, 1))
     flags = ("-n", str(args.n_timesteps), "--eval-freq", every, "--eval-episodes", str(N_EVALUATION_GAMES), *zoo_flags)
+    commit()  # now: the clone may move on while they run
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = []
         for seed, env, algo in itertools.product(args.seeds, envs, args.algos):
