@@ -45,8 +45,8 @@ def card(record: dict[str, Any], log_folder: str) -> str:
     python -m rl_zoo3.enjoy --algo {record["algo"]} --env {record["env"]} --folder {log_folder}
 
 - Trained for {record["steps"]:,} steps, seed {record["seed"]}, in {record["hours"]:.1f} hours
-  and {record["attempts"]} attempts
-  ({record["machine"]}, {record["threads"]} threads; {record["date"]}, commit {record["commit"]}):
+  ({record["machine"]}; threads: {record["threads"]}; attempts: {record["attempts"]}; {record["date"]}, commit
+  {record["commit"]}):
   `{record["command"]}`
 - Evaluated: {record["protocol"]} (epsilon {record["epsilon"]:g}).
 - Scores: {", ".join(f"{score:g}" for score in sorted(scores))}.

@@ -81,7 +81,7 @@ def restore(model: DQN, callbacks: Mapping[str, BaseCallback], state: dict[str, 
         model._last_obs = model.env.reset()  # type: ignore[assignment]
         if model._vec_normalize_env is not None:
             model._last_original_obs = model._vec_normalize_env.get_original_obs()
-    _set_seconds(model.env, state["seconds"])
+    _set_seconds(model.env, state.get("seconds"))  # not in the oldest checkpoints
     for key, callback in callbacks.items():
         set_attributes(callback, state["callbacks"].get(key, {}))
         if isinstance(games := state["evaluation"].get(key), list):
