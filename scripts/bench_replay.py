@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -398,7 +399,7 @@ def main() -> None:
         print(f"{name:24}{row['bytes']:>8}{cells}{saved}", flush=True)
     if args.output:
         machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        record_ = {"command": " ".join(sys.argv), "date": time.strftime("%Y-%m-%d"), **machine, "rows": rows}
+        record_ = {"command": shlex.join(sys.argv), "date": time.strftime("%Y-%m-%d"), **machine, "rows": rows}
         args.output.write_text(json.dumps(record_, indent=1) + "\n")
 
 

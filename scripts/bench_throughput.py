@@ -18,6 +18,7 @@ import math
 import os
 import platform
 import runpy
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -325,7 +326,7 @@ def main() -> None:
         )
     if args.output:
         machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        record = {"command": " ".join(sys.argv), "date": time.strftime("%Y-%m-%d"), **machine, "rows": rows}
+        record = {"command": shlex.join(sys.argv), "date": time.strftime("%Y-%m-%d"), **machine, "rows": rows}
         args.output.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -6,6 +6,7 @@ python scripts/check_seeds.py --env CartPole-v1 --seeds 1 2 3 4 5 --episodes 100
 import argparse
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def main() -> None:
 
     if args.output is not None:
         record = {
-            "command": " ".join(sys.argv),
+            "command": shlex.join(sys.argv),
             "env": args.env,
             "protocol": f"final agent, greedy, {args.episodes} episodes",
             "threshold": args.threshold,

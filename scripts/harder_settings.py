@@ -9,6 +9,7 @@ protocol of scripts/bench_learning.py: full games, unclipped scores, the agent's
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -64,7 +65,7 @@ def main() -> None:
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         record = {
-            "command": "python scripts/harder_settings.py " + " ".join(sys.argv[1:]),
+            "command": "python scripts/harder_settings.py " + shlex.join(sys.argv[1:]),
             "date": time.strftime("%Y-%m-%d"),
             "steps": agent.num_timesteps,
             "epsilon": agent.exploration_rate,

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -63,7 +64,7 @@ def main() -> None:
     print(f"told to stop: exit code {code}, checkpoint at step {last}")
     if args.output:
         record = {
-            "command": "python scripts/soak.py " + " ".join(sys.argv[1:]),
+            "command": "python scripts/soak.py " + shlex.join(sys.argv[1:]),
             "training": "python -m rl_zoo3.train " + " ".join(args.flags),
             "date": time.strftime("%Y-%m-%d"),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
