@@ -8,23 +8,27 @@
 
 Each run is the Zoo's own train command. What was interrupted goes on when the same command is given again: ddqn from
 its checkpoints, dqn from those that ``-- -params checkpoint_freq:250000`` has it make (5.6 GB each on Atari, as its
-replay memory), other algorithms from the beginning. A run's final agent plays 30 full games at its final epsilon
-after up to 30 no-ops (the papers' protocol, unclipped scores); its record goes to ``--records``. A record that is not
-complete, or of another protocol or budget, is left out of the picture, and it is said.
+replay memory), qrdqn from the beginning. A run's final agent plays 30 full games at its final epsilon after up to 30
+no-ops; scores are unclipped, and games end after 108,000 frames (the papers have an epsilon of 0.05 and, with no-ops,
+18,000 frames). Its record goes to ``--records``. A record that is not complete, or of another protocol, budget or
+setting than the first of its kind, is left out of the picture, and it is said.
+
+dqn and ddqn with their packaged entries differ in more than the target: in returns, replay and environments, too.
 """
 
 import argparse
 import itertools
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -32,12 +36,17 @@ from typing import Any
 
 import ale_py
 import gymnasium as gym
+import machine
 import numpy as np
+import psutil
+import torch as th
 import yaml
 from huggingface_sb3 import EnvironmentName
+from sb3_contrib import QRDQN
 from stable_baselines3 import DQN
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.utils import get_device
 from suite import Run, RunFailed, RunKilled, environments, own_and_zoo_flags, prepare, replace, table, train
 
 from dqn_ext.watch import load, make_env
@@ -47,7 +56,9 @@ N_GAMES, N_EVALUATIONS, N_EVALUATION_GAMES = 30, 20, 10
 EVALUATION_SEED = 10_000  # plus the run's
 PROTOCOL = f"final agent, {N_GAMES} full games, unclipped scores, final epsilon, up to 30 no-ops"
 PACKAGES = ("dqn-ext", "stable-baselines3", "rl-zoo3", "torch", "gymnasium", "ale-py")
-FIELDS = {"label", "env", "seed", "n_timesteps", "protocol", "scores", "curve", "hours"}
+FIELDS = {"label", "env", "seed", "n_timesteps", "steps", "settings", "protocol", "scores", "curve", "hours"}
+# In these, runs under one label may differ: they change nothing of what is learned, or stand elsewhere in the record
+FREE_SETTINGS = {"checkpoint_freq", "n_timesteps"}
 
 # Of random play and of a human, as in dqn_zoo's atari_data.py (google-deepmind)
 RANDOM_AND_HUMAN = {
@@ -90,42 +101,81 @@ DOUBLE_DQN_50M = {
 # ---------------------------------------------------------------------- running
 
 
-def see_to_the_end(run: Run, label: str, records: Path) -> None:
-    """Train, evaluate and record one run, unless that has been done."""
-    path = records / f"{label}-{run.env}-{run.seed}.json".replace(" ", "_")
+def record_path(run: Run, label: str, records: Path) -> Path:
+    return records / f"{label}-{run.env_name}-{budget(run)}-{run.seed}.json".replace(" ", "_")
+
+
+def budget(run: Run) -> int:
+    return int(run.flags[run.flags.index("-n") + 1])
+
+
+def command(run: Run) -> str:
+    """As it can be pasted, without the folder."""
+    return shlex.join(["python", *run.command[: run.command.index("-f")], *run.flags])
+
+
+def check_record(path: Path, run: Run) -> None:
+    """Where the run has a record already, it must be of this very command: it will not be run again."""
+    with suppress(OSError, ValueError, KeyError):
+        if (recorded := json.loads(path.read_text())["command"]) != command(run):
+            sys.exit(
+                f"Error: {path} is of another command ({recorded}), and this is {command(run)}; "
+                f"give these runs a --label of their own, or remove that record."
+            )
+
+
+_recording = threading.Lock()  # the random generators and the cores are everybody's
+
+
+def see_to_the_end(run: Run, label: str, records: Path) -> bool:
+    """Train, evaluate and record one run, unless that has been done.
+
+    :return: whether it has its record
+    """
+    path = record_path(run, label, records)
     if path.exists():
-        return
+        return True
     try:
         train(run)
     except (RunFailed, RunKilled) as error:
         print(f"{run.name}: {error}", file=sys.stderr, flush=True)
-        return
-    content = record(run, label)
+        return False
+    with _recording:
+        content = record(run, label)
     records.mkdir(parents=True, exist_ok=True)
     replace(path, json.dumps(content) + "\n")
     print(f"{run.name}: {np.mean(content['scores']):.1f} +/- {np.std(content['scores']):.1f}", flush=True)
+    return True
 
 
 def record(run: Run, label: str) -> dict[str, Any]:
     """What is kept of a run."""
+    from rl_zoo3.exp_manager import ExperimentManager
+
     evaluations = np.load(run.zoo_folder / "evaluations.npz")
-    agent = load(run.zoo_folder / f"{run.env}.zip", run.algo, EVALUATION_SEED + run.seed)
-    folder = run.zoo_folder / run.env
-    settings = yaml.load((folder / "config.yml").read_text(), Loader=yaml.UnsafeLoader)  # written by this run
+    agent = load(run.agent, run.algo, EVALUATION_SEED + run.seed)
+    folder = run.zoo_folder / run.env_name
+    # Written by this run
+    settings = dict(yaml.load((folder / "config.yml").read_text(), Loader=yaml.UnsafeLoader))
+    args = yaml.load((folder / "args.yml").read_text(), Loader=yaml.UnsafeLoader)
+    settings["env_kwargs"] = args["env_kwargs"] or settings.get("env_kwargs") or {}
     hours = hours_at(run.zoo_folder, agent.num_timesteps)
+    # As the Zoo's evaluations act
+    as_in_training = ExperimentManager.is_atari(run.env) or ExperimentManager.is_minigrid(run.env)
+    acting = "at the epsilon of that moment" if as_in_training else "greedily"
     return {
         "label": label,
         "algo": run.algo,
         "env": run.env,
         "seed": run.seed,
-        "n_timesteps": int(run.flags[run.flags.index("-n") + 1]),
+        "n_timesteps": budget(run),
         "steps": agent.num_timesteps,
-        "command": shlex.join(["python", *run.command[: run.command.index("-f")], *run.flags]),
-        "settings": {name: str(value) for name, value in dict(settings).items()},
+        "command": command(run),
+        "settings": {name: str(value) for name, value in sorted(settings.items())},
         "commit": commit(),
         "versions": {name: version(name) for name in PACKAGES},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {agent.device}",
-        # Of an interrupted run, commit and threads are those of the last attempt
+        # Of an interrupted run, machine, commit and threads are those of the last attempt
+        "machine": machine.describe(get_device(args["device"]).type),
         "threads": int(os.environ["OMP_NUM_THREADS"]),
         "attempts": len((run.folder / "attempts").read_text().splitlines()),
         "date": time.strftime("%Y-%m-%d"),
@@ -134,7 +184,7 @@ def record(run: Run, label: str) -> dict[str, Any]:
         "epsilon": agent.exploration_rate,
         "scores": play(run.zoo_folder, run.env, agent, EVALUATION_SEED + run.seed),
         "curve": {
-            "protocol": f"{evaluations['results'].shape[1]} full games at the epsilon of that moment",
+            "protocol": f"{evaluations['results'].shape[1]} full games {acting}",
             "steps": evaluations["timesteps"].tolist(),
             "hours": [round(float(hours(step)), 5) for step in evaluations["timesteps"]],
             "scores": [[float(score) for score in scores] for scores in evaluations["results"]],
@@ -172,7 +222,7 @@ def commit() -> str:
 
 def read_records(folder: Path, envs: list[str], n_timesteps: int) -> list[dict[str, Any]]:
     """The records of these games and this budget; what is left out is said."""
-    records = []
+    records: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.json")):
         try:
             content = json.loads(path.read_text())
@@ -181,13 +231,35 @@ def read_records(folder: Path, envs: list[str], n_timesteps: int) -> list[dict[s
             content, missing = {}, FIELDS
         if missing:
             print(f"{path} is left out: it lacks {', '.join(sorted(missing))}")
-        elif content["protocol"] != PROTOCOL or len(content["scores"]) != N_GAMES:
-            print(f"{path} is left out: it is of another protocol ({content['protocol']})")
-        elif content["env"] in envs and content["n_timesteps"] != n_timesteps:
-            print(f"{path} is left out: it is of {content['n_timesteps']} steps")
         elif content["env"] in envs:
-            records.append(content)
+            if reason := why_not(content, n_timesteps, records):
+                print(f"{path} is left out: {reason}")
+            else:
+                records.append(content)
     return records
+
+
+def why_not(content: dict[str, Any], n_timesteps: int, others: list[dict[str, Any]]) -> str | None:
+    """Why a record is not to stand beside the others; ``None`` where it may."""
+    if content["protocol"] != PROTOCOL or len(content["scores"]) != N_GAMES:
+        return f"it is of another protocol ({content['protocol']})"
+    if content["n_timesteps"] != n_timesteps:
+        return f"it is of {content['n_timesteps']} steps"
+    if content["steps"] < n_timesteps:
+        return f"it ended after {content['steps']} of its steps"
+    for other in others:
+        if content["env"] != other["env"]:
+            continue
+        if content["curve"]["protocol"] != other["curve"]["protocol"]:
+            return f"its curve is of another protocol ({content['curve']['protocol']}) than those before it"
+        different = {name for name, _ in content["settings"].items() ^ other["settings"].items()} - FREE_SETTINGS
+        if content["label"] != other["label"]:
+            different &= {"env_kwargs"}  # the game is the same for all
+        elif content["seed"] == other["seed"]:
+            return f"there is one of {content['label']} with seed {content['seed']} already"
+        if different:
+            return f"it differs in {', '.join(sorted(different))} from those before it"
+    return None
 
 
 def by_label_and_game(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -201,38 +273,34 @@ def by_label_and_game(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, 
 def interquartile_means(records: list[dict[str, Any]], envs: list[str]) -> list[dict[str, Any]]:
     """Over games and seeds, of human-normalized scores (0: random play, 1: a human), with 95% bootstrap intervals.
 
-    Of each label, as many seeds as all of its games have.
+    Of each label, those seeds that all of its games have. What is left out is said. Fewer than three seeds have no
+    interval: there is nothing to draw again from.
     """
     from rliable import library, metrics
 
-    scores = {}
-    for label, games in by_label_and_game(records).items():
-        if set(games) != set(envs) or any(game(env) not in RANDOM_AND_HUMAN for env in envs):
-            continue
-        n_seeds = min(map(len, games.values()))
-        columns = []
-        for env in envs:
-            random, human = RANDOM_AND_HUMAN[game(env)]
-            means = [np.mean(content["scores"]) for content in games[env][:n_seeds]]
-            columns.append((np.array(means) - random) / (human - random))
-        scores[label] = np.stack(columns, axis=1)
-    if not scores:
+    if unknown := [game(env) for env in envs if game(env) not in RANDOM_AND_HUMAN]:
+        print(f"No interquartile means: the scores of a human are not known for {', '.join(unknown)}.")
         return []
-    np.random.seed(0)
-    points, intervals = library.get_interval_estimates(
-        scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000
-    )
-    return [
-        {
-            "label": label,
-            "seeds": len(scores[label]),
-            "games": len(envs),
-            "IQM": round(float(points[label][0]), 3),
-            "95% from": round(float(intervals[label][0][0]), 3),
-            "to": round(float(intervals[label][1][0]), 3),
-        }
-        for label in scores
-    ]
+    rows = []
+    for label, games in by_label_and_game(records).items():
+        by_seed = {env: {content["seed"]: np.mean(content["scores"]) for content in games[env]} for env in envs}
+        all_seeds = set().union(*by_seed.values())
+        seeds = sorted(set(all_seeds).intersection(*by_seed.values()))
+        if left_out := sorted(all_seeds - set(seeds)):
+            print(f"Left out of {label}'s interquartile mean, since not all games have them: seeds {left_out}")
+        if not seeds:
+            continue
+        limits = np.array([RANDOM_AND_HUMAN[game(env)] for env in envs])  # (games, 2)
+        scores = np.array([[by_seed[env][seed] for env in envs] for seed in seeds])  # (seeds, games)
+        normalized = (scores - limits[:, 0]) / (limits[:, 1] - limits[:, 0])
+        np.random.seed(0)
+        points, intervals = library.get_interval_estimates(
+            {label: normalized}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000
+        )
+        low, high = (round(float(limit[0]), 3) if len(seeds) > 2 else None for limit in intervals[label])
+        row = {"label": label, "seeds": len(seeds), "games": len(envs), "IQM": round(float(points[label][0]), 3)}
+        rows.append({**row, "95% from": low, "to": high})
+    return rows
 
 
 def game(env: str) -> str:
@@ -240,7 +308,10 @@ def game(env: str) -> str:
 
 
 def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path: Path) -> None:
-    """Scores over steps and over hours; the mean of the seeds, and from the least to the greatest of them."""
+    """Scores over steps and over hours; the mean of the seeds, and from the least to the greatest of them.
+
+    Hours are those of one machine, used in one way; of others it is said that they are left out.
+    """
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -248,12 +319,14 @@ def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path:
 
     figure, axes = plt.subplots(len(envs), 2, figsize=(11, 3.4 * len(envs)), squeeze=False, sharey="row")
     grouped = by_label_and_game(records)
+    timed, others = of_one_machine(records)
+    if others:
+        print(f"Left out of the hours, since measured otherwise: {', '.join(others)}")
     for (left, right), env in zip(axes, envs, strict=True):
         for color, label in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"], sorted(grouped), strict=False):
-            seeds = grouped[label][env]
-            if not seeds:
-                continue
-            for axis, unit in ((left, "steps"), (right, "hours")):
+            for axis, unit, seeds in ((left, "steps", grouped[label][env]), (right, "hours", timed[label][env])):
+                if not seeds:
+                    continue
                 last = min(content["curve"][unit][-1] for content in seeds)
                 grid = np.linspace(0, last, 100)[1:]
                 first = max(content["curve"][unit][0] for content in seeds)
@@ -279,6 +352,17 @@ def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path:
     print(f"{path} shows them.")
 
 
+def of_one_machine(records: list[dict[str, Any]]) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], list[str]]:
+    """:return: records whose hours can be compared, as :func:`by_label_and_game` has them, and the names of others"""
+    where = [(content["machine"], content["threads"]) for content in records]
+    most = max(set(where), key=where.count)
+    names = [f"{content['label']} {game(content['env'])} {content['seed']}" for content in records]
+    return (
+        by_label_and_game(content for content, place in zip(records, where, strict=True) if place == most),
+        [name for name, place in zip(names, where, strict=True) if place != most],
+    )
+
+
 def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every seed's result."""
     return [
@@ -293,6 +377,21 @@ def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for content in sorted(records, key=lambda content: (content["env"], content["label"], content["seed"]))
     ]
+
+
+def see_all_to_the_end(runs: dict[Run, str], records: Path, n_jobs: int) -> bool:
+    """:return: whether all of them have their records"""
+    pool = ThreadPoolExecutor(n_jobs)
+    try:
+        waiting = [pool.submit(see_to_the_end, *run, records) for run in runs.items()]
+        recorded = [done.result() for done in waiting]
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in psutil.Process().children(recursive=True):
+            child.terminate()  # ddqn writes a checkpoint
+        pool.shutdown()
+        sys.exit(130)
+    return all(recorded)
 
 
 def main() -> None:
@@ -314,20 +413,25 @@ def main() -> None:
 
     gym.register_envs(ale_py)
     register()
+    from rl_zoo3 import ALGOS
+
     envs = environments(args.games)
+    if others := [algo for algo in args.algos if not issubclass(ALGOS.get(algo, object), (DQN, QRDQN))]:
+        parser.error(f"--algos knows dqn, ddqn and qrdqn, whose agents have an epsilon, and not {', '.join(others)}")
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // args.jobs, 1)))
+    th.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     every = str(max(args.n_timesteps // N_EVALUATIONS, 1))
     flags = ("-n", str(args.n_timesteps), "--eval-freq", every, "--eval-episodes", str(N_EVALUATION_GAMES), *zoo_flags)
     commit()  # now: the clone may move on while they run
-    with ThreadPoolExecutor(args.jobs) as pool:
-        runs = []
-        for seed, env, algo in itertools.product(args.seeds, envs, args.algos):
-            label = args.label or algo
-            run = Run(str((args.folder / label).absolute()), algo, env, seed, flags)
-            prepare(run)
-            runs.append(pool.submit(see_to_the_end, run, label, args.records))
-        for done in runs:
-            done.result()
+    runs = {}
+    for seed, env, algo in itertools.product(args.seeds, envs, args.algos):
+        label = args.label or algo
+        run = Run(str((args.folder / label).absolute()), algo, env, seed, flags)
+        check_record(record_path(run, label, args.records), run)
+        runs[run] = label
+    for run in runs:
+        prepare(run)
+    all_done = see_all_to_the_end(runs, args.records, args.jobs)
 
     records = read_records(args.records, envs, args.n_timesteps)
     if not records:
@@ -341,6 +445,8 @@ def main() -> None:
         args.n_timesteps,
         args.picture or args.records.parent / f"learning_{args.n_timesteps}.png",
     )
+    if not all_done:
+        sys.exit("Error: not all runs have come to their end; the same command goes on with them.")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from huggingface_sb3 import EnvironmentName
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 
 from dqn_ext.checkpoint import CheckpointFolder
@@ -46,8 +47,13 @@ class Run(NamedTuple):
     flags: tuple[str, ...]
 
     @property
+    def env_name(self) -> str:
+        """As it stands in paths."""
+        return EnvironmentName(self.env)
+
+    @property
     def name(self) -> str:
-        return f"{self.algo}-{self.env}-{self.seed}"
+        return f"{self.algo}-{self.env_name}-{self.seed}"
 
     @property
     def folder(self) -> Path:
@@ -56,7 +62,12 @@ class Run(NamedTuple):
     @property
     def zoo_folder(self) -> Path:
         """Where the Zoo puts it."""
-        return self.folder / self.algo / f"{self.env}_1"
+        return self.folder / self.algo / f"{self.env_name}_1"
+
+    @property
+    def agent(self) -> Path:
+        """The last one."""
+        return self.zoo_folder / f"{self.env_name}.zip"
 
     @property
     def command(self) -> list[str]:
@@ -84,7 +95,7 @@ def prepare(run: Run) -> None:
         was = " ".join(json.loads(record.read_text()))
         sys.exit(f"Error: {run.folder} holds a run with other flags ({was}); give the suite another folder, -f.")
     replace(record, json.dumps(run.flags))
-    link = Path(run.suite, run.algo, f"{run.env}_{run.seed}")
+    link = Path(run.suite, run.algo, f"{run.env_name}_{run.seed}")
     link.parent.mkdir(exist_ok=True)
     if not link.is_symlink():
         link.symlink_to(os.path.relpath(run.zoo_folder, link.parent))
@@ -120,6 +131,8 @@ def train(run: Run) -> None:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=[lock.fileno()],
+                # Out of the terminal's reach: on Ctrl-C the Zoo would end dqn's run as if it were finished
+                start_new_session=True,
             ) as process,
         ):
             assert process.stdout is not None
@@ -132,7 +145,7 @@ def train(run: Run) -> None:
                     print(f"{run.name}: {line.rstrip()}", flush=True)  # Ray brings it to the driver
         if process.returncode < 0 or process.returncode in ENDED_FROM_OUTSIDE:
             raise RunKilled(f"{run.name} was ended from outside (exit code {process.returncode})")
-        if process.returncode or not (run.zoo_folder / f"{run.env}.zip").exists():
+        if process.returncode or not run.agent.exists():
             raise RunFailed(f"{run.name} failed; the end of {run.folder / 'log.txt'}:\n{''.join(lines)}")
         (run.folder / "finished").touch()
 
@@ -144,7 +157,7 @@ def row(run: Run) -> dict[str, Any]:
         means = np.load(run.zoo_folder / "evaluations.npz")["results"].mean(axis=1)
         result |= {"last": float(means[-1]), "best": float(means.max())}
     result |= {"steps": None, "hours": None}
-    with contextlib.suppress(OSError), zipfile.ZipFile(run.zoo_folder / f"{run.env}.zip") as agent:
+    with contextlib.suppress(OSError), zipfile.ZipFile(run.agent) as agent:
         result["steps"] = json.loads(agent.read("data"))["num_timesteps"]
     with contextlib.suppress(OSError, LoadMonitorResultsError, ValueError):
         # Time of training, without what was lost and made up for

@@ -1,7 +1,7 @@
 """Keep a run's agent as one of the Zoo's trained agents: what playing needs, in a few megabytes, with its card.
 
     python scripts/trained_agent.py logs/learning/ddqn/runs/ddqn-PongNoFrameskip-v4-1/ddqn/PongNoFrameskip-v4_1 \\
-        --record results/learning/ddqn-PongNoFrameskip-v4-1.json
+        --record results/learning/ddqn-PongNoFrameskip-v4-1000000-1.json
     python -m rl_zoo3.enjoy --algo ddqn --env PongNoFrameskip-v4 --folder rl-trained-agents
 
 The record is what scripts/bench_learning.py wrote of the run. The agent is the run's last one, which the record's
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from huggingface_sb3 import EnvironmentName
 
 from dqn_ext import DDQN
 
@@ -65,10 +66,13 @@ def main() -> None:
     args = parser.parse_args()
 
     record = json.loads(args.record.read_text())
-    env = record["env"]
+    env = EnvironmentName(record["env"])
+    training = yaml.load((args.run / env / "args.yml").read_text(), Loader=yaml.UnsafeLoader)  # written by this run
     agent = DDQN.load(args.run / f"{env}.zip", device="cpu")
-    if agent.num_timesteps != record["steps"]:
-        sys.exit(f"Error: {args.run} has {agent.num_timesteps} steps, and {args.record} is of {record['steps']}.")
+    found = {**{name: training[name] for name in ("algo", "env", "seed")}, "steps": agent.num_timesteps}
+    for name, value in found.items():
+        if record[name] != value:
+            sys.exit(f"Error: {args.run} has {name} {value}, and {args.record} is of {record[name]}.")
 
     final = args.folder / record["algo"] / f"{env}_1"
     new = final.with_name(final.name + ".new")
@@ -79,7 +83,6 @@ def main() -> None:
     for name in ("config.yml", "vecnormalize.pkl"):
         if (args.run / env / name).exists():
             shutil.copy(args.run / env / name, new / env / name)
-    training = yaml.load((args.run / env / "args.yml").read_text(), Loader=yaml.UnsafeLoader)  # written by this run
     kept = {name: value for name, value in training.items() if name in KEPT_ARGS}
     (new / env / "args.yml").write_text(yaml.dump(kept))
     shutil.copy(args.run / "evaluations.npz", new / "evaluations.npz")

@@ -69,28 +69,37 @@ def folder(tmp_path_factory) -> Path:
 
 def test_records(folder):
     for algo in ("dqn", "ddqn"):
-        record = json.loads((folder / f"results/learning/{algo}-CartPole-v1-7.json").read_text())
+        record = json.loads((folder / f"results/learning/{algo}-CartPole-v1-3000-7.json").read_text())
         assert (record["algo"], record["env"], record["seed"], record["n_timesteps"]) == (algo, "CartPole-v1", 7, 3000)
         assert f"-m dqn_ext.zoo train --algo {algo} --env CartPole-v1 --seed 7 -n 3000" in record["command"]
         assert str(folder) not in json.dumps(record)
         assert len(record["scores"]) == 30
         assert record["epsilon"] == pytest.approx(0.1 if algo == "ddqn" else 0.04)  # of the packaged entries
         assert record["versions"]["torch"]
+        assert record["settings"]["env_kwargs"] == "{}"
+        assert record["machine"].endswith(" cores")  # and no GPU
         curve = record["curve"]
         assert curve["steps"] == list(range(150, 3001, 150))  # the kill has left no gap and doubled nothing
         assert np.shape(curve["scores"]) == (20, 10)
+        assert curve["protocol"] == "10 full games greedily"  # the Zoo's way, except on Atari and Minigrid
         assert 0 < curve["hours"][0] < curve["hours"][-1] <= record["hours"] < 0.1
 
 
 def test_only_complete_records_of_the_protocol_are_drawn(folder):
     records = folder / "results/learning"
-    good = json.loads((records / "ddqn-CartPole-v1-7.json").read_text())
+    good = json.loads((records / "ddqn-CartPole-v1-3000-7.json").read_text())
     others = {
         "cut": json.dumps(good)[:100],
         "unfinished": json.dumps({name: value for name, value in good.items() if name != "scores"}),
         "greedy": json.dumps({**good, "protocol": "greedy, 5 games"}),
         "short": json.dumps({**good, "n_timesteps": 100}),
         "few": json.dumps({**good, "scores": [500.0] * 3}),
+        "stopped": json.dumps({**good, "steps": 1200}),
+        "ddqn-other-1": json.dumps({**good, "seed": 1, "settings": {**good["settings"], "gamma": "0.5"}}),
+        "ddqn-twice": json.dumps(good),
+        "sticky": json.dumps({**good, "label": "x", "settings": {**good["settings"], "env_kwargs": "{'a': 1}"}}),
+        "three": json.dumps({**good, "label": "y", "curve": {**good["curve"], "protocol": "3 full games greedily"}}),
+        "zfree": json.dumps({**good, "seed": 2, "settings": {**good["settings"], "checkpoint_freq": "9"}}),
         "other_game": json.dumps({**good, "env": "Acrobot-v1"}),
     }
     for name, content in others.items():
@@ -103,8 +112,14 @@ def test_only_complete_records_of_the_protocol_are_drawn(folder):
     assert "greedy.json is left out: it is of another protocol (greedy, 5 games)" in output
     assert "short.json is left out: it is of 100 steps" in output
     assert "few.json is left out: it is of another protocol" in output
+    assert "stopped.json is left out: it ended after 1200 of its steps" in output
+    assert "ddqn-other-1.json is left out: it differs in gamma from those before it" in output
+    assert "ddqn-twice.json is left out: there is one of ddqn with seed 7 already" in output
+    assert "sticky.json is left out: it differs in env_kwargs from those before it" in output
+    assert "three.json is left out: its curve is of another protocol (3 full games greedily)" in output
+    assert "No interquartile means: the scores of a human are not known for CartPole-v1." in output
     table = [line for line in output.splitlines() if line.startswith("| CartPole-v1")]
-    assert len(table) == 2
+    assert len(table) == 3  # and zfree
     assert f"| {round(float(np.mean(good['scores'])), 1)} |" in table[0]
     assert (folder / "results/learning_3000.png").read_bytes().startswith(b"\x89PNG")
 
@@ -118,7 +133,7 @@ def keep(
 
 def test_trained_agent(folder):
     """It plays as the run's does, by the Zoo's command, and is a fraction of its size."""
-    record = "results/learning/ddqn-CartPole-v1-7.json"
+    record = "results/learning/ddqn-CartPole-v1-3000-7.json"
     for _ in range(2):  # the second replaces the first
         kept = keep(folder, record)
         assert kept.returncode == 0, kept.stderr
@@ -169,14 +184,18 @@ def test_an_agent_with_images_is_small_enough(tmp_path, monkeypatch):
 
 
 def test_a_record_of_another_training(folder):
-    record = json.loads((folder / "results/learning/ddqn-CartPole-v1-7.json").read_text())
+    record = json.loads((folder / "results/learning/ddqn-CartPole-v1-3000-7.json").read_text())
+    (folder / "other.json").write_text(json.dumps({**record, "seed": 8}))
+    kept = keep(folder, "other.json")
+    assert kept.returncode != 0
+    assert kept.stderr.strip().endswith("has seed 7, and other.json is of 8.")
     (folder / "other.json").write_text(json.dumps({**record, "steps": 5}))
     kept = keep(folder, "other.json")
     assert kept.returncode != 0
-    assert kept.stderr.strip().endswith("has 3008 steps, and other.json is of 5.")
+    assert kept.stderr.strip().endswith("has steps 3008, and other.json is of 5.")
 
 
-def test_interquartile_mean(monkeypatch):
+def test_interquartile_mean(monkeypatch, capsys):
     """By hand: human-normalized scores 0.1, 0.2, 0.3, 0.4 of two games and two seeds; the middle half is 0.2, 0.3."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
     import bench_learning
@@ -190,12 +209,62 @@ def test_interquartile_mean(monkeypatch):
     envs = ["PongNoFrameskip-v4", "QbertNoFrameskip-v4"]
     (row,) = bench_learning.interquartile_means(records, envs)
     assert (row["label"], row["seeds"], row["games"], row["IQM"]) == ("a", 2, 2, 0.25)
-    assert row["95% from"] < 0.25 < row["to"]
+    assert row["95% from"] is row["to"] is None  # two runs tell nothing of their spread
+    # Of 0.1, 0.2, 0.2, 0.3, 0.4, 0.5 the middle half is 0.2 to 0.4; a seed that one game lacks is left out
+    more = [*records, record("Pong", 3, 0.5), record("Qbert", 3, 0.2), record("Pong", 4, 0.9)]
+    (row,) = bench_learning.interquartile_means(more, envs)
+    assert (row["seeds"], row["IQM"]) == (3, 0.275)
+    assert row["95% from"] < 0.275 < row["to"]
+    assert "Left out of a's interquartile mean, since not all games have them: seeds [4]" in capsys.readouterr().out
     # A label that lacks a game is not compared
     assert bench_learning.interquartile_means(records[:2], envs) == []
 
 
+def test_hours_are_of_one_machine(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import bench_learning
+
+    records = [
+        {"label": label, "env": "PongNoFrameskip-v4", "seed": seed, "machine": "this one", "threads": threads}
+        for label, seed, threads in (("a", 1, 2), ("a", 2, 1), ("b", 1, 1))
+    ]
+    timed, others = bench_learning.of_one_machine(records)
+    assert others == ["a Pong 1"]
+    assert timed["a"]["PongNoFrameskip-v4"] == [records[1]]
+    assert timed["b"]["PongNoFrameskip-v4"] == [records[2]]
+
+
+def test_ctrl_c_makes_no_record(tmp_path):
+    """Neither of dqn, which the Zoo would take to be finished, nor does the next run begin."""
+    process = start(f"--games CartPole-v1 --algos dqn --seeds 1 2 -n 100000 --jobs 1 {FLAGS}", tmp_path)
+    monitor = tmp_path / "logs/learning/dqn/dqn/CartPole-v1_1/0.monitor.csv"
+    end = time.monotonic() + 200
+    while not (monitor.exists() and len(monitor.read_text().splitlines()) > 20):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=100)[0]
+    assert process.returncode == 130, output
+    assert "was ended from outside (exit code -15)" in output
+    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "logs/learning/dqn/runs/dqn-CartPole-v1-1/finished").exists()
+    assert not (tmp_path / "logs/learning/dqn/runs/dqn-CartPole-v1-2/attempts").exists()
+
+
+def test_what_has_been_recorded_by_another_command(folder):
+    """It would not be run again, and be shown as if it were."""
+    process = start(f"--games CartPole-v1 --algos ddqn --seeds 7 -n 3000 {FLAGS} gamma:0.5", folder)
+    output = process.communicate()[0]
+    assert process.returncode == 1
+    assert "ddqn-CartPole-v1-3000-7.json is of another command (python -m dqn_ext.zoo train" in output
+    assert "give these runs a --label of their own" in output
+    assert "Traceback" not in output
+
+
 def test_bad_input(tmp_path):
+    process = start("--games CartPole-v1 --algos ppo --seeds 1 -n 3000", tmp_path)
+    assert "--algos knows dqn, ddqn and qrdqn, whose agents have an epsilon, and not ppo" in process.communicate()[0]
     process = start("--games CartPole-v1 --seeds -n 3000", tmp_path)
     assert "Error: results/learning has no complete record of these games at 3000 steps" in process.communicate()[0]
     process = start("--games CartPole-v1 --label x --seeds 1 -n 3000", tmp_path)
