@@ -25,7 +25,7 @@ from stable_baselines3.common.type_aliases import (
     TrainFreq,
     TrainFrequencyUnit,
 )
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage, unwrap_vec_wrapper
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch.nn import functional as F
 
@@ -90,6 +90,8 @@ class DDQN(DQN):
         self._n_stack = stack.stacked_obs.n_stack if isinstance(stack, VecFrameStack) else None
         if _init_setup_model:
             check_values({**vars(self), "stats_window_size": self._stats_window_size})
+            owner = policy if isinstance(policy, str) else policy.__name__
+            check_names(self.policy_kwargs, argument_names(self.policy_class), owner)
             # To complain now rather than when learning starts
             self._choose_replay_buffer()
             choose_dtype(precision, self.device)
@@ -118,6 +120,7 @@ class DDQN(DQN):
         :raises Diverged: where the loss or its gradient is infinite or not a number
         """
         if self._learns_meanwhile and self.num_timesteps < self._total_timesteps:
+            self._train_if_due()  # what a callback has asked for since the last step
             self._due = gradient_steps, batch_size
         else:
             self._train(gradient_steps, batch_size)
@@ -145,14 +148,15 @@ class DDQN(DQN):
                 if isinstance(replay_data, PrioritizedReplayBufferSamples):
                     losses = replay_data.weights * losses
                 loss = losses.mean()
+                td_errors = (target_q_values - current_q_values.detach()).abs()
+                if isinstance(replay_data, PrioritizedReplayBufferSamples):
+                    # Before the backward pass, which a GPU then does while the next batch is put together
+                    self.replay_buffer.update_priorities(replay_data.indices, td_errors.squeeze(1).cpu().numpy())
 
                 grad_norm = learner.step(loss, float(self.max_grad_norm))
 
                 with th.no_grad():
-                    td_errors = (target_q_values - current_q_values).abs()
                     health.append(th.stack([loss, current_q_values.mean(), td_errors.mean(), grad_norm]))
-                if isinstance(replay_data, PrioritizedReplayBufferSamples):
-                    self.replay_buffer.update_priorities(replay_data.indices, td_errors.squeeze(1).cpu().numpy())
 
         self._n_updates += gradient_steps
         self._log_training(health)
@@ -207,7 +211,8 @@ class DDQN(DQN):
         progress_bar: bool = False,
     ) -> SelfDDQN:
         """Cf. :meth:`stable_baselines3.DQN.learn`."""
-        self._learns_meanwhile = self.overlap
+        # HER asks the environments for rewards, which those in processes cannot answer during a step
+        self._learns_meanwhile = self.overlap and not isinstance(self.replay_buffer, HerReplayBuffer)
         try:
             return super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
@@ -226,18 +231,27 @@ class DDQN(DQN):
             if self._meanwhile is None or self._meanwhile.venv is not env:
                 self._meanwhile = Meanwhile(env, self._train_if_due)
             env = self._meanwhile
-        return super().collect_rollouts(env, *args, **kwargs)
+        rollout = None
+        try:
+            rollout = super().collect_rollouts(env, *args, **kwargs)
+            return rollout
+        finally:
+            if rollout is None or not rollout.continue_training:
+                self._last_obs = None  # the step in hand was not stored: another learn() begins with new episodes
 
     def _train_if_due(self) -> None:
         if self._due is not None:
             due, self._due = self._due, None
             self._train(*due)
+            self.policy.set_training_mode(False)  # as it is while SB3 collects
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         optimize_memory_usage = self.optimize_memory_usage
         if isinstance(self.replay_buffer, FrameReplayBuffer):
             # It knows where a trajectory broke off; SB3 would mark a terminal state there
             self.optimize_memory_usage = False
+            if not self._goes_on_where_it_was():
+                self._last_obs = None
         total_timesteps, callback = super()._setup_learn(*args, **kwargs)
         self.optimize_memory_usage = optimize_memory_usage
         # 0 where the count of timesteps starts again
@@ -245,6 +259,15 @@ class DDQN(DQN):
         if self.verbose >= 1 and (updates := self._updates_per_transition()) is not None:
             print(f"{updates:g} updates per transition, each of a batch of {self.batch_size}")
         return total_timesteps, callback
+
+    def _goes_on_where_it_was(self) -> bool:
+        """Whether nobody has stepped the environments since: a stream of stacked frames must be whole."""
+        stack = unwrap_vec_wrapper(cast(VecEnv, self.env), VecFrameStack)
+        last: Any = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
+        if last is None or not isinstance(stack, VecFrameStack):
+            return True
+        now: Any = stack.stacked_obs.stacked_obs
+        return np.array_equal(last, now if now.shape == last.shape else VecTransposeImage.transpose_image(now))
 
     def _updates_per_transition(self) -> float | None:
         """``None`` where it depends on the length of episodes."""
@@ -272,7 +295,7 @@ class DDQN(DQN):
         :param deterministic: whether to take the greedy action always
         :return: the action, or the batch of them, and ``state``
         """
-        if deterministic:
+        if deterministic or isinstance(observation, tuple):  # SB3 says what is wrong with a tuple
             return self.policy.predict(observation, state, episode_start, deterministic)
         vectorized = self.policy.is_vectorized_observation(observation)
         arrays = next(iter(observation.values())) if isinstance(observation, dict) else observation
@@ -324,9 +347,15 @@ class DDQN(DQN):
                 buffer_class = NStepReplayBuffer
             else:
                 buffer_class = ReplayBuffer
-            check_names(
-                buffer_kwargs, argument_names(buffer_class), owner=f"the replay memory, {buffer_class.__name__}"
-            )
+        check_names(buffer_kwargs, argument_names(buffer_class), owner=f"the replay memory, {buffer_class.__name__}")
+        if self.optimize_memory_usage and not issubclass(buffer_class, FrameReplayBuffer):
+            if issubclass(buffer_class, DictReplayBuffer):
+                raise InvalidInput(f"optimize_memory_usage must be False with {buffer_class.__name__}.")
+            if buffer_kwargs.get("handle_timeout_termination", True):
+                raise InvalidInput(
+                    f"optimize_memory_usage needs replay_buffer_kwargs {{'handle_timeout_termination': False}} with "
+                    f"{buffer_class.__name__}, which does not do both."
+                )
         if issubclass(buffer_class, (NStepReplayBuffer, FrameReplayBuffer)):
             buffer_kwargs = {"n_steps": self.n_steps, "gamma": self.gamma, **buffer_kwargs}
         if issubclass(buffer_class, FrameReplayBuffer):
@@ -354,7 +383,7 @@ class DDQN(DQN):
             )
         except InvalidInput:
             raise
-        except (MemoryError, ValueError) as error:
+        except (MemoryError, ValueError, th.OutOfMemoryError) as error:
             raise InvalidInput(f"A replay memory of buffer_size {self.buffer_size} cannot be made: {error}") from error
 
     # ------------------------------------------------------------------ files

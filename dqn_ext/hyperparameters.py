@@ -87,6 +87,8 @@ def check_values(hyperparams: Mapping[str, Any]) -> None:
             f"train_freq must be a whole number of at least 1, alone or with its unit 'step' or 'episode', "
             f"not {train_freq!r}."
         )
+    if getattr(unit, "value", unit) == "episode" and hyperparams.get("n_envs", 1) > 1:
+        raise InvalidInput(f"train_freq must be in steps with several environments (n_envs), not {train_freq!r}.")
 
     check_replay_settings(hyperparams.get("replay_buffer_kwargs") or {})
 
@@ -106,11 +108,13 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def argument_names(algorithm: type) -> set[str]:
-    """The keywords that an algorithm's constructor and its parents' take, and a user may set."""
+def argument_names(owner: type) -> set[str]:
+    """The keywords that a class's constructor and its parents' take, and a user may set."""
     names: set[str] = set()
-    for cls in algorithm.__mro__:
-        parameters = inspect.signature(vars(cls)["__init__"]).parameters.values() if "__init__" in vars(cls) else []
+    for cls in owner.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
         names |= {parameter.name for parameter in parameters}
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             break  # this one hands nothing on to its parent

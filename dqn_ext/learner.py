@@ -38,7 +38,6 @@ class Learner:
             # glibc then keeps for the next update what this one frees, instead of asking the system for it anew: it
             # takes the largest block up to 32 MiB that it has seen come and go for its measure
             th.empty(31 * 2**20, dtype=th.uint8)
-        self._parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self._wide_layers = [layer for layer in policy.modules() if type(layer) is WideLinear]
 
     @contextmanager
@@ -60,11 +59,12 @@ class Learner:
         optimizer = self.policy.optimizer
         optimizer.zero_grad()
         loss.backward()
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         grad_norm = total_norm(gradients) if self.device.type == "cpu" else nn.utils.get_total_norm(gradients)
         # To look at the norm costs nothing on the CPU, where scaling by 1 would be one more walk over the weights
         if self.device.type != "cpu" or grad_norm > max_grad_norm:
-            nn.utils.clip_grads_with_norm_(self._parameters, max_grad_norm, grad_norm)
+            nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, grad_norm)
         optimizer.step()
         if self.device.type == "cpu" and isinstance(optimizer, th.optim.Adam):
             clear_vanishing_moments(optimizer)
@@ -119,7 +119,8 @@ def choose_dtype(precision: str, device: th.device) -> th.dtype:
 
 def _has_bfloat16(device: th.device) -> bool:
     if device.type == "cuda":
-        return th.cuda.is_bf16_supported(including_emulation=False)
+        with th.cuda.device(device):  # it asks the current one
+            return th.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         if not hasattr(th.cpu, "get_capabilities"):  # not in PyTorch's oldest releases that we take
             return th.cpu._is_avx512_bf16_supported()

@@ -1,6 +1,7 @@
 """Learning while the environments step."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
@@ -19,7 +20,12 @@ class Meanwhile(VecEnvWrapper):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Cf. :meth:`stable_baselines3.common.vec_env.VecEnv.step_wait`."""
-        self._work()
+        try:
+            self._work()
+        except BaseException:
+            with suppress(Exception):  # the environments may have been interrupted, too
+                self.venv.step_wait()  # whoever goes on must not meet the answer to this step
+            raise
         return self.venv.step_wait()
 
     def reset(self) -> VecEnvObs:

@@ -59,10 +59,14 @@ class QNetwork(policies.QNetwork):
 
     def __init__(self, *args: Any, dueling: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.dueling = dueling
         if dueling:
             n_actions, in_halves = int(self.action_space.n), not self.net_arch and _is_ours(self.features_extractor)
             head = DuelingHead(self.features_dim, n_actions, self.net_arch, self.activation_fn, in_halves)
             self.q_net = nn.Sequential(head)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "dueling": self.dueling}
 
     def prepare(self, obs: Any) -> Any:
         """Do what does not depend on the weights, once for all networks of this architecture that see ``obs``.

@@ -9,10 +9,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from torch import nn
 
 from dqn_ext import DDQN
@@ -242,6 +244,52 @@ def test_replay_buffer_classes():
         buffer_of(replay_buffer_class=ReplayBuffer, n_steps=3)
     with pytest.raises(InvalidInput, match="n_steps must be 1 with DictReplayBuffer"):
         DDQN("MultiInputPolicy", SimpleMultiObsEnv(), n_steps=3, buffer_size=100)
+
+
+def test_what_sb3s_buffers_refuse_is_refused_at_once():
+    def build(policy="MlpPolicy", env="CartPole-v1", **kwargs):
+        DDQN(policy, env, **{**SMALL, **kwargs})
+
+    with pytest.raises(InvalidInput, match="'foo' is not a hyperparameter of the replay memory, ReplayBuffer"):
+        build(replay_buffer_class=ReplayBuffer, replay_buffer_kwargs={"foo": 1})
+    with pytest.raises(InvalidInput, match="optimize_memory_usage needs replay_buffer_kwargs"):
+        build(optimize_memory_usage=True)
+    build(optimize_memory_usage=True, replay_buffer_kwargs={"handle_timeout_termination": False})
+    with pytest.raises(InvalidInput, match="optimize_memory_usage must be False with DictReplayBuffer"):
+        build("MultiInputPolicy", SimpleMultiObsEnv(), optimize_memory_usage=True)
+    with pytest.raises(InvalidInput, match="train_freq must be in steps with several environments"):
+        build(env=make_vec_env("CartPole-v1", 2), train_freq=(1, "episode"))
+    with pytest.raises(InvalidInput, match="'duelling' is not a hyperparameter of MlpPolicy; did you mean 'dueling'"):
+        build(policy_kwargs={"duelling": True})
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_learning_goes_on_after_a_callback_has_stopped_it(n_envs, overlap):
+    """Of stacked frames, whose stream the step that was not stored has broken."""
+
+    class Stops(BaseCallback):
+        def _on_step(self):
+            return self.num_timesteps < 30
+
+    env = VecFrameStack(DummyVecEnv([lambda: FakeImageEnv(40, 40, n_channels=1, discrete=True)] * n_envs), 4)
+    settings = {"buffer_size": 200, "learning_starts": 20, "train_freq": 1, "device": "cpu"}
+    model = DDQN("CnnPolicy", env, overlap=overlap, **settings)
+    assert model.learn(100, Stops()).num_timesteps == 30
+    assert model.learn(20, reset_num_timesteps=False).num_timesteps == 50
+    # Somebody else has stepped the environments in between
+    evaluate_policy(model, model.get_env(), 2, warn=False)
+    assert model.learn(20, reset_num_timesteps=False).num_timesteps == 70
+    # Nobody has: the episode goes on
+    last_obs = model._last_obs
+    model._setup_learn(10, None, reset_num_timesteps=False)
+    assert model._last_obs is last_obs
+
+
+def test_a_tuple_is_no_observation():
+    model = DDQN("MlpPolicy", "CartPole-v1", **SMALL)
+    with pytest.raises(ValueError, match="passed a tuple to the predict"):
+        model.predict(gym.make("CartPole-v1").reset())
 
 
 def test_each_environment_tosses_its_own_coin():

@@ -182,6 +182,18 @@ def test_settings_that_change_between_two_updates_count():
     assert 0 < change < 1e-3
 
 
+def test_weights_that_were_frozen_are_clipped_too():
+    settings = {"learning_rate": 1.0, "max_grad_norm": 1e-3, "policy_kwargs": {"optimizer_class": th.optim.SGD}}
+    model = DDQN("MlpPolicy", "CartPole-v1", learning_starts=10, device="cpu", **settings)
+    first = next(model.q_net.parameters()).requires_grad_(False)
+    model.learn(20)
+    first.requires_grad_(True)
+    before = nn.utils.parameters_to_vector(model.q_net.parameters()).detach().clone()
+    model.train(1)
+    change = nn.utils.parameters_to_vector(model.q_net.parameters()).detach() - before
+    assert float(change.norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
 @pytest.mark.parametrize("way", ["foreach", "differentiable", "fused"])
 def test_the_optimizer_may_be_chosen(way):
     policy_kwargs = {"optimizer_kwargs": {way: way != "fused"}}

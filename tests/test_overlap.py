@@ -5,8 +5,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
 
 from dqn_ext import DDQN
@@ -153,6 +155,68 @@ def test_nothing_is_left_over(tmp_path):
     model.train(1, 32)
     assert not th.equal(before, weights(model))
     loaded.learn(40, reset_num_timesteps=False)
+
+
+def test_callbacks_may_learn_too():
+    """What is due is done before something else is."""
+
+    class Learns(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            if self.num_timesteps > 10:
+                self.model.train(5, 8)
+
+    updates = []
+    for overlap in (False, True):
+        model = cartpole(overlap=overlap, train_freq=4, gradient_steps=1)
+        updates.append(model.learn(80, Learns())._n_updates)
+    assert updates[0] == updates[1] > 50
+
+
+def test_callbacks_see_networks_that_act():
+    class Modes(BaseCallback):
+        def _on_training_start(self):
+            self.seen = set()
+
+        def _on_step(self):
+            self.seen.add(self.model.q_net.training)
+            return True
+
+    callback = Modes()
+    cartpole().learn(40, callback)
+    assert callback.seen == {False}
+
+
+@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, SubprocVecEnv])
+def test_an_update_that_fails_leaves_no_step_behind(vec_env_cls):
+    """As Ctrl-C in it does: the environments can be used, and learning goes on."""
+    env = VecFrameStack(DummyVecEnv([lambda: FakeImageEnv(40, 40, n_channels=1, discrete=True)] * 2), 4)
+    if vec_env_cls is SubprocVecEnv:
+        env = make_vec_env("CartPole-v1", 2, seed=0, vec_env_cls=SubprocVecEnv)
+    policy = "CnnPolicy" if vec_env_cls is DummyVecEnv else "MlpPolicy"
+    model = DDQN(policy, env, overlap=True, learning_starts=10, buffer_size=200, device="cpu")
+    sample = model.replay_buffer.sample
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    model.replay_buffer.sample = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(100)
+    model.replay_buffer.sample = sample
+    model.learn(30, reset_num_timesteps=False)
+    assert env.reset().shape[0] == 2
+    env.close()
+
+
+def test_hindsight_asks_the_environments():
+    env = make_vec_env(lambda: BitFlippingEnv(4), 2, vec_env_cls=SubprocVecEnv)
+    settings = {"learning_starts": 20, "buffer_size": 200, "device": "cpu", "replay_buffer_class": HerReplayBuffer}
+    model = DDQN("MultiInputPolicy", env, overlap=True, train_freq=1, **settings).learn(60)
+    assert model._n_updates > 10
+    env.close()
 
 
 def test_bad_input():

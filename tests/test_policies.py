@@ -92,6 +92,10 @@ def test_saved_and_loaded(policy, tmp_path):
     model.policy.save(tmp_path / "policy.pth")
     policy_alone = type(model.policy).load(tmp_path / "policy.pth", device="cpu")
     assert policy_alone.dueling
+    # And the network
+    model.q_net.save(tmp_path / "q_net.pth")
+    network_alone = type(model.q_net).load(tmp_path / "q_net.pth", device="cpu")
+    assert isinstance(network_alone.q_net[0], DuelingHead)
 
 
 @pytest.mark.parametrize("double_q", [False, True])

@@ -186,6 +186,8 @@ class AtariVecEnv(VecEnv):
         if not isinstance(venv, DummyVecEnv):
             raise InvalidInput(f"native environments take the place of a DummyVecEnv, not a {type(venv).__name__}.")
         self.settings = read_settings(venv.envs[0])
+        if any(read_settings(env) != self.settings for env in venv.envs[1:]):
+            raise InvalidInput("native environments play one game with one set of settings, and these differ.")
         self._replaced_wrappers = [type(wrapper) for wrapper in wrappers_of(venv.envs[0])]
         self.games = [Game(self.settings, env) for env in venv.envs]
         super().__init__(venv.num_envs, venv.observation_space, venv.action_space)

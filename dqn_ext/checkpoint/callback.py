@@ -97,7 +97,8 @@ class ResumeCallback(BaseCallback):
         try:
             state.check_identity(model, about["identity"])
             kept = th.load(path / "state.pt", map_location="cpu", weights_only=True)
-            model.set_parameters(str(path / "model.zip"))
+            # From the host each part finds its way: PyTorch counts Adam's steps there, and would leave them on a GPU
+            model.set_parameters(str(path / "model.zip"), device="cpu")
             model.replay_buffer = None  # two would not find room
             model.load_replay_buffer(path / "replay_buffer.pkl", truncate_last_traj=False)
             reason = state.restore(model, self._others(), kept, int(self.settings.get("seed", 0)) + step)

@@ -112,7 +112,7 @@ def _set_random_state(model: DQN, state: dict[str, Any]) -> None:
     np.random.set_state(decode(state["numpy"]))
     th.set_rng_state(state["torch"])
     if state["cuda"] and model.device.type == "cuda":
-        th.cuda.set_rng_state_all(state["cuda"])
+        th.cuda.set_rng_state_all(state["cuda"][: th.cuda.device_count()])  # this machine may have fewer
     model.action_space._np_random = decode(state["actions"])
 
 

@@ -192,6 +192,16 @@ class CompressedStore(FrameStore):
         return n_envs * n_frames * frame_size // 10
 
 
+class _Columns:
+    """Some rows of a table, whose columns are gathered when they are asked for: each is a kernel of its own."""
+
+    def __init__(self, table: dict[str, th.Tensor], rows: th.Tensor) -> None:
+        self._table, self._rows = table, rows
+
+    def __getitem__(self, name: str) -> th.Tensor:
+        return self._table[name][self._rows]
+
+
 class DeviceStore(FrameStore):
     """One tensor on the device, where sampling happens, too.
 
@@ -224,8 +234,8 @@ class DeviceStore(FrameStore):
     def table(self, n_rows: int, columns: dict[str, tuple[Any, tuple[int, ...]]]) -> dict[str, th.Tensor]:
         return {name: self.zeros((n_rows, *shape), dtype) for name, (dtype, shape) in columns.items()}
 
-    def lookup(self, table: dict[str, th.Tensor], rows: th.Tensor) -> dict[str, th.Tensor]:
-        return {name: column[rows] for name, column in table.items()}
+    def lookup(self, table: dict[str, th.Tensor], rows: th.Tensor) -> "_Columns":
+        return _Columns(table, rows)
 
     def write(self, time: int, frames: np.ndarray, envs: Any = slice(None)) -> None:
         if not isinstance(envs, slice):

@@ -44,6 +44,8 @@ ZOO_KEYS = {
     "callback",
     "checkpoint_freq",
 }
+# Arguments of DDQN that the Zoo gives it, and the flags that it has them from
+FLAGS = {"seed": "--seed", "device": "--device", "verbose": "--verbose", "tensorboard_log": "-tb"}
 # Of the command line, what decides the course of a run beside its hyperparameters
 SETTINGS = (
     "n_timesteps",
@@ -112,6 +114,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
         if self.algo not in ("dqn", "ddqn"):
             return super()._preprocess_hyperparams(hyperparams)
         if self.algo == "ddqn":
+            for name, flag in FLAGS.items():
+                if name in hyperparams:
+                    raise InvalidInput(f"{name} is no hyperparameter here, the command has a flag for it: {flag}.")
             check_names(hyperparams, ZOO_KEYS | argument_names(DDQN))
         checkpoint_freq = hyperparams.pop("checkpoint_freq", 0)
         settings = {name: _in_words(value) for name, value in hyperparams.items()}
@@ -120,6 +125,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
         if self.algo == "ddqn":
             hyperparams, env_wrapper, *_ = processed
             check_values({**hyperparams, "n_envs": self.n_envs})
+            if policy := DDQN.policy_aliases.get(hyperparams["policy"]):
+                check_names(hyperparams.get("policy_kwargs") or {}, argument_names(policy), hyperparams["policy"])
             choose_dtype(hyperparams.get("precision", "float32"), get_device(self.device))
             self._check_action_space(env_wrapper)
             if self.continue_training:

@@ -10,7 +10,7 @@ from stable_baselines3.common.atari_wrappers import AtariWrapper, EpisodicLifeEn
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecTransposeImage
 
 from dqn_ext import FrameReplayBuffer
 from dqn_ext.atari import AtariSettings, AtariVecEnv, native_when_training, training
@@ -215,6 +215,15 @@ def test_what_native_environments_cannot_do(make_venv, sentence, capsys):
     assert said.count("\n") == 1
     venv.reset()
     venv.step(np.array([venv.action_space.sample() for _ in range(venv.num_envs)]))
+    venv.close()
+
+
+def test_different_games_are_not_taken_for_one(capsys):
+    games = [lambda game=game: make(game, env_kwargs={"full_action_space": True}).envs[0] for game in ("Pong", "Qbert")]
+    venv = DummyVecEnv(games)
+    with training():
+        assert native_when_training(venv) is venv
+    assert "one game with one set of settings, and these differ" in capsys.readouterr().out
     venv.close()
 
 

@@ -193,6 +193,15 @@ BAD_INPUT = [
     ("-params gamma:1.1", "gamma must lie in [0, 1], not be 1.1."),
     ("-params tau:-0.1", "tau must lie in [0, 1], not be -0.1."),
     ("-params batch_size:64 buffer_size:63", "buffer_size must be at least batch_size (64), not 63."),
+    ("--env CartPole-v1 -params seed:3", "seed is no hyperparameter here, the command has a flag for it: --seed."),
+    (
+        "--env CartPole-v1 -params policy_kwargs:dict(duelling=True)",
+        "'duelling' is not a hyperparameter of MlpPolicy; did you mean 'dueling'?",
+    ),
+    (
+        "--env CartPole-v1 -params n_envs:2 \"train_freq:(1,'episode')\"",
+        "train_freq must be in steps with several environments (n_envs), not (1, 'episode').",
+    ),
     ("-i empty.zip", "empty.zip is not a readable model: it is empty, truncated or damaged"),
     ("-i ppo.zip", "ppo.zip holds the model of another algorithm"),
 ]
