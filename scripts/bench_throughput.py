@@ -24,13 +24,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 import psutil
 
 _ANSWER = "answer: "
+# As through most of a training: at the start of one, when all actions are random, nobody asks the network
+EPSILON = 0.01
+ACTING = {"exploration_initial_eps": EPSILON, "exploration_final_eps": EPSILON}
 PARTS = ("environment", "acting", "replay", "forward", "backward", "optimizer")
 
 
@@ -158,13 +163,14 @@ def work_sb3(algo: str, changes: list[str], env: str, gate: Gate, learning_start
             "CnnPolicy",
             VecFrameStack(make_atari_env(env), 4),
             learning_starts=learning_starts,
+            **ACTING,
             buffer_size=100_000,
             optimize_memory_usage=True,
             replay_buffer_kwargs={"handle_timeout_termination": False},
         )
         model.learn(10**9, Gatekeeper())
         return
-    hyperparams = {"learning_starts": learning_starts}
+    hyperparams = {"learning_starts": learning_starts, **ACTING}
     for change in changes:
         name, _, value = change.partition(":")
         try:
@@ -197,6 +203,7 @@ def work_cleanrl(path: str, env: str, gate: Gate, learning_starts: int) -> None:
 
     gym.vector.SyncVectorEnv.step = gated_step  # type: ignore[method-assign]
     settings = {"env-id": env, "total-timesteps": 10**9, "learning-starts": learning_starts, "buffer-size": 100_000}
+    settings |= {"start-e": EPSILON, "end-e": EPSILON}
     sys.argv = [path, *(f"--{name}={value}" for name, value in settings.items())]
     sys.path.insert(0, str(Path(path).resolve().parents[1]))
     with tempfile.TemporaryDirectory() as folder:
@@ -226,7 +233,7 @@ def work_tianshou(env: str, gate: Gate, learning_starts: int) -> None:
     envs = ShmemVectorEnv([make] * n_envs)
     space: Any = envs.action_space[0]
     policy = DiscreteQLearningPolicy(
-        model=ScaledObsInputActionReprNet(DQNet(4, 84, 84, space.n)), action_space=space, eps_training=0.1
+        model=ScaledObsInputActionReprNet(DQNet(4, 84, 84, space.n)), action_space=space, eps_training=EPSILON
     )
     # In updates, as the Zoo's entry: 1000 of its transitions are 250 updates
     algorithm = DQN(policy=policy, optim=AdamOptimizerFactory(lr=1e-4), target_update_freq=250)
@@ -325,8 +332,8 @@ def main() -> None:
             + "".join(f"{parts[name].get(part, math.nan):>13.2f}" for part in PARTS)
         )
     if args.output:
-        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        record = {"command": shlex.join(sys.argv), "date": time.strftime("%Y-%m-%d"), **machine, "rows": rows}
+        about = {"machine": machine.describe(), "python": platform.python_version(), "torch": version("torch")}
+        record = {"command": shlex.join(sys.argv), "date": time.strftime("%Y-%m-%d"), **about, "rows": rows}
         args.output.write_text(json.dumps(record, indent=1) + "\n")
 
 

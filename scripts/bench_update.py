@@ -10,7 +10,6 @@ copying. The ratio to SB3's DQN is the median over the rounds.
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,8 +18,8 @@ from typing import Any
 
 import ale_py
 import gymnasium as gym
+import machine
 import numpy as np
-import psutil
 import torch as th
 from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_atari_env
@@ -136,7 +135,7 @@ def main() -> None:
         record = {
             "command": f"python scripts/bench_update.py --game {args.game}",
             "date": time.strftime("%Y-%m-%d"),
-            "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, {device}, torch {th.__version__}",
+            "machine": f"{machine.describe(device.type)}, torch {th.__version__}",
             "copy_GB_per_s": round(bandwidth / 1e9, 1),
             "matrix_GFLOP_per_s": {name: round(rate / 1e9) for name, rate in rates.items()},
             "rows": rows,

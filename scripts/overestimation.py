@@ -1,17 +1,25 @@
 """Does it overestimate? The value of states as an agent estimates it, against the return that it then obtained.
 
-    python -m rl_zoo3.train --algo ddqn --env PongNoFrameskip-v4 --save-freq 100000 ...
-    python scripts/overestimation.py logs/dqn/PongNoFrameskip-v4_1 logs/ddqn/PongNoFrameskip-v4_1
+    python -m rl_zoo3.train --algo ddqn --env PongNoFrameskip-v4 --save-freq 100000 -f double ...
+    python -m rl_zoo3.train --algo ddqn --env PongNoFrameskip-v4 --save-freq 100000 -f single -params double_q:False ...
+    python scripts/overestimation.py double=double/ddqn/PongNoFrameskip-v4_1 single=single/ddqn/PongNoFrameskip-v4_1
 
-Cf. figure 3 of van Hasselt, Guez, Silver 2016 (https://arxiv.org/abs/1509.06461). Each agent that a run has saved plays
-at its final epsilon in the environments in which it learned: rewards are clipped, and a life that is lost ends an
-episode. Of all states that it meets, the estimate is the mean of ``max_a Q(s, a)``, the return the mean of the
-discounted sum of the rewards that followed. Runs are the Zoo's folders, ``LABEL=FOLDER`` gives one another name.
+Cf. figure 3 of van Hasselt, Guez, Silver 2016 (https://arxiv.org/abs/1509.06461), where the target is all that differs:
+the packaged dqn and ddqn differ in more. Each agent that a run has saved plays at its final epsilon in the environments
+in which it learned: rewards are clipped, and a life that is lost ends an episode. Of all states that it meets, the
+estimate is the mean of ``max_a Q(s, a)``, the return the mean of the discounted sum of the rewards that followed. At a
+time limit that sum is not known: the last states before one are left out, all to which what is missing may add more
+than 1% of its value. Runs are the Zoo's folders, ``LABEL=FOLDER`` names them; of several with one name, which must
+differ in their seeds, the mean is drawn, and from the least to the greatest. Rows of other runs that stand in the
+output file are kept.
 """
 
 import argparse
 import json
+import shlex
+import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +27,11 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 import torch as th
+import yaml
 from huggingface_sb3 import EnvironmentName
 from stable_baselines3 import DQN
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from suite import replace
 
 from dqn_ext.watch import find_checkpoints, load, make_env
 from dqn_ext.zoo import register
@@ -35,56 +45,78 @@ def discounted_returns(rewards: list[float], gamma: float) -> np.ndarray:
     return returns[:-1]
 
 
-def estimates_and_returns(agent: DQN, env: VecEnv, n_states: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the states of whole episodes, ``n_states`` of them or some more."""
+Episode = tuple[np.ndarray, np.ndarray]  # estimates and returns of its states
+
+
+def play_episodes(agent: DQN, env: VecEnv, n_states: int) -> list[Episode]:
+    """Whole episodes, until ``n_states`` have been met or some more."""
     obs: Any = env.reset()
     values: list[list[float]] = [[] for _ in range(env.num_envs)]
     rewards: list[list[float]] = [[] for _ in range(env.num_envs)]
-    estimates, returns = [], []
+    episodes = []
     n_met, playing = 0, set(range(env.num_envs))
+    # Steps after which a reward counts for less than 1%
+    horizon = np.inf if agent.gamma == 1 else np.log(0.01) / np.log(agent.gamma) if agent.gamma > 0 else 0
     while playing:
         with th.no_grad():
             q_values = agent.q_net(agent.policy.obs_to_tensor(obs)[0])
         actions, _ = agent.predict(obs, deterministic=False)
-        obs, reward, dones, _ = env.step(actions)
+        obs, reward, dones, infos = env.step(actions)
         n_met += env.num_envs
         for index in list(playing):
             values[index].append(float(q_values[index].max()))
             rewards[index].append(float(reward[index]))
             if dones[index]:
-                estimates.append(np.array(values[index]))
-                returns.append(discounted_returns(rewards[index], agent.gamma))
+                length = len(rewards[index])
+                is_known = length - np.arange(length) >= (horizon if infos[index].get("TimeLimit.truncated") else 0)
+                returns = discounted_returns(rewards[index], agent.gamma)
+                episodes.append((np.array(values[index])[is_known], returns[is_known]))
                 values[index], rewards[index] = [], []
                 if n_met >= n_states:  # an episode that has begun is seen to its end
                     playing.remove(index)
-    return np.concatenate(estimates), np.concatenate(returns)
+    return episodes
 
 
 def measure(label: str, run: Path, n_states: int, n_envs: int) -> list[dict[str, Any]]:
     """A row of each saved agent."""
-    algo, env_id = run.parent.name, run.name.rpartition("_")[0]
+    algo, env_name = run.parent.name, run.name.rpartition("_")[0]
+    args_file = run / env_name / "args.yml"
+    if not args_file.exists():
+        return []
+    args = yaml.load(args_file.read_text(), Loader=yaml.UnsafeLoader)  # the Zoo's, which its commands trust, too
     rows = []
-    for steps, path in find_checkpoints(run, env_id).items():
+    for steps, path in find_checkpoints(run, env_name).items():
         if path.stem == "best_model":  # chosen, where the others are a sample
             continue
-        env = make_env(run, EnvironmentName(env_id), steps, n_envs)
+        env = make_env(run, EnvironmentName(args["env"]), steps, n_envs)
+        if unwrap_vec_normalize(env) is not None:
+            raise SystemExit(f"Error: {run} has normalized rewards, of which the Zoo shows the raw ones.")
         agent = load(path, algo, seed=steps)
         agent.exploration_rate = agent.exploration_final_eps
-        estimates, returns = estimates_and_returns(agent, env, n_states)
+        episodes = play_episodes(agent, env, n_states)
         env.close()
-        rows.append(
-            {
-                "label": label,
-                "env": env_id,
-                "steps": steps,
-                "estimate": round(float(estimates.mean()), 4),
-                "return": round(float(returns.mean()), 4),
-                "states": len(returns),
-            }
-        )
-        found = f"estimated {estimates.mean():7.3f}, obtained {returns.mean():7.3f}"
-        print(f"{label:12} {env_id:32} {steps:>9} steps: {found}", flush=True)
+        if not any(len(returns) for _, returns in episodes):
+            raise SystemExit(f"Error: {run} ends its episodes too early to tell what its states are worth.")
+        rows.append({"label": label, "env": args["env"], "seed": args["seed"], "steps": steps, **summary(episodes)})
+        rows[-1] |= {"epsilon": agent.exploration_rate, "gamma": agent.gamma}
+        row = rows[-1]
+        found = f"estimated {row['estimate']:7.3f}, obtained {row['return']:7.3f} (+/- {row['standard_error']:.3f})"
+        print(f"{label:12} {args['env']:32} {steps:>9} steps: {found}", flush=True)
     return rows
+
+
+def summary(episodes: list[Episode]) -> dict[str, Any]:
+    """Means over all states; the standard error is that of their difference, with episodes as the unit of chance."""
+    estimates, returns = (np.concatenate(arrays) for arrays in zip(*episodes, strict=True))
+    excess = float((estimates - returns).mean())
+    of_episodes = [float((values - obtained - excess).sum()) for values, obtained in episodes]
+    return {
+        "estimate": round(float(estimates.mean()), 4),
+        "return": round(float(returns.mean()), 4),
+        "standard_error": round(float(np.sqrt(np.square(of_episodes).sum())) / len(returns), 4),
+        "states": len(returns),
+        "episodes": len(episodes),
+    }
 
 
 def draw(rows: list[dict[str, Any]], picture: Path) -> None:
@@ -99,15 +131,26 @@ def draw(rows: list[dict[str, Any]], picture: Path) -> None:
     for axis, env_id in zip(axes[0], envs, strict=True):
         for color, label in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"], labels, strict=False):
             own = [row for row in rows if (row["env"], row["label"]) == (env_id, label)]
+            seeds = len({row["seed"] for row in own})
             for key, style, what in (("estimate", "-", "estimated"), ("return", "--", "obtained")):
-                points = [(row["steps"], row[key]) for row in sorted(own, key=lambda row: row["steps"])]
-                if points:
-                    axis.plot(*zip(*points, strict=True), style, color=color, label=f"{label}, {what}")
+                found: dict[int, list[float]] = defaultdict(list)
+                for row in own:
+                    found[row["steps"]].append(row[key])
+                steps = sorted(found)
+                if not steps:
+                    continue
+                means = [float(np.mean(found[step])) for step in steps]
+                axis.plot(steps, means, style, color=color, label=f"{label}, {what} ({seeds} seeds)")
+                ends = [[end(found[step]) for step in steps] for end in (min, max)]
+                axis.fill_between(steps, *ends, color=color, alpha=0.15, linewidth=0)
         axis.set(title=env_id, xlabel="steps (actions)", ylabel="discounted value")
         axis.legend(fontsize=8)
     figure.tight_layout()
-    picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["label"], row["env"], row["seed"]
 
 
 def main() -> None:
@@ -121,16 +164,22 @@ def main() -> None:
 
     gym.register_envs(ale_py)
     register()
-    rows: list[dict[str, Any]] = []
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
+    measured: set[tuple[str, str, int]] = set()
     for word in args.runs:
         label, _, folder = word.rpartition("=")
         run = Path(folder)
         new = measure(label or run.parent.name, run, args.states, args.envs) if run.is_dir() else []
         if not new:
             raise SystemExit(f"Error: {folder} is no run of the Zoo's with saved agents (--save-freq).")
-        rows += new
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=1) + "\n")
+        key = key_of(new[0])
+        if key in measured:
+            raise SystemExit(f"Error: two of these runs are of {key[0]} on {key[1]} with seed {key[2]}; LABEL=FOLDER.")
+        measured.add(key)
+        rows = [*(row for row in rows if key_of(row) != key), *new]
+        record = {"command": shlex.join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"), "rows": rows}
+        replace(args.output, json.dumps(record, indent=1) + "\n")
     draw(rows, args.output.with_suffix(".png"))
 
 

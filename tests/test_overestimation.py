@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from dqn_ext import DDQN
@@ -46,6 +47,17 @@ class Countdown(gym.Env):
         return np.array([self.left], np.float32), 1.0, self.left == 0, False, {}
 
 
+class Forever(gym.Env):
+    observation_space = spaces.Box(0, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 1.0, False, False, {}
+
+
 def test_a_chain_of_known_values(overestimation):
     """An agent that takes every state to be worth 10; the three states are worth 1.75, 1.5 and 1."""
     env = DummyVecEnv([Countdown] * 2)
@@ -53,11 +65,36 @@ def test_a_chain_of_known_values(overestimation):
     with th.no_grad():
         agent.q_net.q_net[0].weight.zero_()
         agent.q_net.q_net[0].bias.copy_(th.tensor([9.0, 10.0]))
-    estimates, returns = overestimation.estimates_and_returns(agent, env, n_states=20)
+    episodes = overestimation.play_episodes(agent, env, n_states=20)
+    estimates, returns = (np.concatenate(arrays) for arrays in zip(*episodes, strict=True))
+    assert len(episodes) == 8
     assert (estimates == 10).all()
     assert len(estimates) == len(returns) == 24  # 20 states lie within the fourth episode of each
     assert sorted(set(returns)) == [1, 1.5, 1.75]
     assert returns.mean() == pytest.approx((1.75 + 1.5 + 1) / 3)
+    found = overestimation.summary(episodes)
+    assert (found["estimate"], found["return"]) == (10, 1.4167)
+    assert found["standard_error"] == 0  # all episodes are alike
+
+
+def test_standard_error_by_hand(overestimation):
+    """Excesses of 1 and 3 in the states of one episode, of 4 in the only one of another: 8/3 on average."""
+    episodes = [(np.array([1.0, 3.0]), np.zeros(2)), (np.array([5.0]), np.ones(1))]
+    found = overestimation.summary(episodes)
+    assert found["estimate"] - found["return"] == pytest.approx(8 / 3, abs=1e-3)
+    assert found["standard_error"] == pytest.approx(np.sqrt((4 - 16 / 3) ** 2 + (4 - 8 / 3) ** 2) / 3, abs=1e-4)
+
+
+def test_time_limits_are_no_ends(overestimation):
+    """An agent that values every state right, at a reward of 1 forever; each game is cut after 20 steps."""
+    env = DummyVecEnv([lambda: TimeLimit(Forever(), 20)])
+    agent = DDQN("MlpPolicy", env, gamma=0.5, policy_kwargs={"net_arch": []}, device="cpu")
+    with th.no_grad():
+        agent.q_net.q_net[0].weight.zero_()
+        agent.q_net.q_net[0].bias.fill_(2.0)
+    found = overestimation.summary(overestimation.play_episodes(agent, env, n_states=40))
+    assert found["states"] == 2 * 14  # of 20: 0.5 ** 7 is below 1%
+    assert found["return"] == pytest.approx(2, abs=0.02)
 
 
 def test_a_run(tmp_path):
@@ -67,11 +104,19 @@ def test_a_run(tmp_path):
     run = "logs/ddqn/CartPole-v1_1"
     command = [sys.executable, str(SCRIPT), run, f"again={run}", "--states", "200", "--output", "o/study.json"]
     output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    rows = json.loads((tmp_path / "o/study.json").read_text())["rows"]
+    study = tmp_path / "o/study.json"
+    other = {"label": "other", "env": "CartPole-v1", "seed": 9, "steps": 600, "estimate": 1.0, "return": 2.0}
+    before = json.loads(study.read_text())["rows"]
+    study.write_text(json.dumps({"rows": [*before, other]}))
+    subprocess.run(command[:3] + command[4:], cwd=tmp_path, check=True)  # the first run alone
+    rows = json.loads(study.read_text())["rows"]
+    assert sorted(map(str, rows)) == sorted(map(str, [*before, other]))  # the same seed plays the same
+    rows = before
     assert [(row["label"], row["steps"]) for row in rows] == [
         (label, steps) for label in ("ddqn", "again") for steps in (600, 1200, 1500)
     ]
     assert all(row["states"] >= 200 and row["return"] > 5 for row in rows)  # gamma 0.99, ten steps and more
+    assert all(row["seed"] == 1 and row["epsilon"] == 0.1 and row["standard_error"] > 0 for row in rows)
     assert len(output.splitlines()) >= 6
     assert (tmp_path / "o/study.png").read_bytes().startswith(b"\x89PNG")
     process = subprocess.run([sys.executable, str(SCRIPT), "logs/none"], cwd=tmp_path, capture_output=True, text=True)
