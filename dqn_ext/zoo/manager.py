@@ -28,7 +28,7 @@ from dqn_ext.hyperparameters import argument_names, check_names, check_values
 from dqn_ext.learner import choose_dtype
 from dqn_ext.tensorboard import TensorboardCallback
 from dqn_ext.zoo import HYPERPARAMS_DIR
-from dqn_ext.zoo.search_space import refine_policy_kwargs
+from dqn_ext.zoo.search_space import refine
 from dqn_ext.zoo.sweeps import open_storage, run_trials
 
 # What an entry of a YAML file may hold beside DDQN's own arguments (rl_zoo3.exp_manager)
@@ -88,10 +88,10 @@ class ExperimentManager(exp_manager.ExperimentManager):
             print(f"Loading trial {trial_id} of the Optuna study {self.study_name!r}:")
             tried = self.load_trial(self.storage, self.study_name, trial_id)
             if self.algo == "ddqn":
-                entry = hyperparams.get("policy_kwargs") or {}
-                if isinstance(entry, str):
-                    entry = eval(entry, vars(exp_manager))  # as the Zoo does
-                tried["policy_kwargs"] = refine_policy_kwargs(entry, tried["policy_kwargs"])
+                for name in ("policy_kwargs", "replay_buffer_kwargs"):
+                    if isinstance(hyperparams.get(name), str):
+                        hyperparams[name] = eval(hyperparams[name], vars(exp_manager))  # as the Zoo does
+                tried = refine(hyperparams, tried)
             hyperparams.update(tried)
             hyperparams.update(self.custom_hyperparams or {})
             saved_hyperparams = OrderedDict(sorted(hyperparams.items()))
@@ -269,7 +269,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
 
     def objective(self, trial: optuna.Trial) -> float:
         """Cf. the Zoo's. The search space refines the entry, which it finds in ``trial.entry``."""
-        trial.entry = self._hyperparams
+        trial.entry = {**self._hyperparams, "frame_stack": self.frame_stack}  # the Zoo has taken it out
         if self.storage is not None:
             trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
         return super().objective(trial)

@@ -23,7 +23,8 @@ def sample_ddqn_params(
 
     :param n_actions: unused, part of the Zoo's interface
     :param additional_args: unused, part of the Zoo's interface
-    :return: keyword arguments of :class:`dqn_ext.DDQN`; ``policy_kwargs`` holds the entry's too
+    :return: keyword arguments of :class:`dqn_ext.DDQN`; its ``policy_kwargs`` and ``replay_buffer_kwargs`` hold the
+        entry's too
     """
     entry: dict[str, Any] = getattr(trial, "entry", {})
     policy_kwargs: dict[str, Any] = entry.get("policy_kwargs") or {}
@@ -34,7 +35,9 @@ def sample_ddqn_params(
     trial.suggest_float("one_minus_gamma", 1e-4, 0.03, log=True)
     trial.suggest_int("batch_size_pow", 4, 8 if has_images else 9)
     if policy != "MultiInputPolicy":  # SB3's buffer of dict observations knows single steps only
-        trial.suggest_int("n_steps", 1, 5)
+        trial.suggest_int("n_steps", 1, 10)
+    if has_images and entry.get("frame_stack") and entry.get("replay_buffer_class") is None:  # FrameReplayBuffer
+        trial.suggest_float("priority_exponent", 0, 0.7)  # 0: uniform replay; 0.7: Schaul et al. 2016, table 3
     trial.suggest_int("target_update_interval", 1, 20_000, log=True)
     trial.suggest_float("exploration_fraction", 0, 0.5)
     trial.suggest_float("exploration_final_eps", 0, 0.2)
@@ -56,7 +59,7 @@ def sample_ddqn_params(
     del sampled["n_envs"]
     for name in ("gamma", "batch_size", "train_freq", "gradient_steps"):
         trial.set_user_attr(name, sampled[name])
-    return {**sampled, "policy_kwargs": refine_policy_kwargs(policy_kwargs, sampled["policy_kwargs"])}
+    return refine(entry, sampled)
 
 
 def convert_ddqn_params(params: dict[str, Any]) -> dict[str, Any]:
@@ -74,13 +77,15 @@ def convert_ddqn_params(params: dict[str, Any]) -> dict[str, Any]:
         policy_kwargs["features_extractor_kwargs"] = {"features_dim": hyperparams.pop("features_dim")}
     if "features_extractor_class" in hyperparams:
         policy_kwargs["features_extractor_class"] = hyperparams.pop("features_extractor_class")
+    if "priority_exponent" in hyperparams:
+        hyperparams["replay_buffer_kwargs"] = {"priority_exponent": hyperparams.pop("priority_exponent")}
     return {**hyperparams, "policy_kwargs": policy_kwargs}
 
 
-def refine_policy_kwargs(entry: dict[str, Any], sampled: dict[str, Any]) -> dict[str, Any]:
-    """The entry's ``policy_kwargs`` with what was sampled on top: an extractor or optimizer of the entry's stays."""
-    refined = {**entry, **sampled}
-    nested = "features_extractor_kwargs"
-    if nested in entry and nested in sampled:
-        refined[nested] = {**entry[nested], **sampled[nested]}
+def refine(entry: dict[str, Any], sampled: dict[str, Any]) -> dict[str, Any]:
+    """What was sampled, with all else that the entry has in the same dicts: its extractor, optimizer or store stays."""
+    refined = dict(sampled)
+    for name, value in sampled.items():
+        if isinstance(value, dict) and isinstance(others := entry.get(name), dict):
+            refined[name] = {**others, **refine(others, value)}
     return refined

@@ -3,15 +3,17 @@
 import optuna
 import pytest
 import yaml
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.torch_layers import NatureCNN
 
 from dqn_ext import DDQN
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
-from dqn_ext.zoo.search_space import convert_ddqn_params, refine_policy_kwargs, sample_ddqn_params
+from dqn_ext.zoo.search_space import convert_ddqn_params, refine, sample_ddqn_params
 from tests.zoo.conftest import run_python
 
 VECTOR = {"policy": "MlpPolicy", "policy_kwargs": {"net_arch": [256, 256]}}
 IMAGES = {"policy": "CnnPolicy"}
+STACKED = {**IMAGES, "frame_stack": 4, "replay_buffer_kwargs": {"store": "compressed", "priority_exponent": 0.5}}
 
 
 def sample(entry, n_envs=1, n_trials=30):
@@ -22,7 +24,7 @@ def sample(entry, n_envs=1, n_trials=30):
         yield trial, sample_ddqn_params(trial, 0, n_envs, {})
 
 
-@pytest.mark.parametrize("entry", [VECTOR, IMAGES, {}])
+@pytest.mark.parametrize("entry", [VECTOR, IMAGES, STACKED, {}])
 @pytest.mark.parametrize("n_envs", [1, 8])
 def test_all_samples_are_valid_and_come_back(entry, n_envs):
     for trial, sampled in sample(entry, n_envs):
@@ -30,8 +32,7 @@ def test_all_samples_are_valid_and_come_back(entry, n_envs):
         check_values(sampled)
         again = convert_ddqn_params(trial.params)
         assert again.pop("n_envs") == n_envs
-        assert {**again, "policy_kwargs": None} == {**sampled, "policy_kwargs": None}
-        assert refine_policy_kwargs(entry.get("policy_kwargs", {}), again["policy_kwargs"]) == sampled["policy_kwargs"]
+        assert refine(entry, again) == sampled
 
 
 def test_gradient_steps_match_the_train_frequency():
@@ -44,8 +45,10 @@ def test_gradient_steps_match_the_train_frequency():
 def test_what_is_searched():
     names = {"learning_rate", "batch_size", "gamma", "n_steps", "target_update_interval", "train_freq"}
     names |= {"gradient_steps", "exploration_fraction", "exploration_final_eps", "policy_kwargs"}
-    for entry in (VECTOR, IMAGES):
+    for entry in (VECTOR, IMAGES, STACKED):
         samples = [sampled for _, sampled in sample(entry)]
+        if entry is STACKED:
+            names |= {"replay_buffer_kwargs"}
         assert set(samples[0]) == names
         for name in names:
             assert len({str(sampled[name]) for sampled in samples}) > 1, name
@@ -75,6 +78,14 @@ def test_what_the_user_chose_stays():
         }
 
 
+def test_priorities_are_searched_where_there_may_be_some():
+    for _, sampled in sample(STACKED, n_trials=5):
+        assert sampled["replay_buffer_kwargs"]["store"] == "compressed"
+        assert 0 <= sampled["replay_buffer_kwargs"]["priority_exponent"] <= 0.7
+    for entry in (VECTOR, IMAGES, {**STACKED, "replay_buffer_class": ReplayBuffer}):
+        assert all("replay_buffer_kwargs" not in sampled for _, sampled in sample(entry, n_trials=3))
+
+
 def test_dict_observations_take_single_steps():
     assert all("n_steps" not in sampled for _, sampled in sample({"policy": "MultiInputPolicy"}, n_trials=3))
 
@@ -99,6 +110,7 @@ def test_optimize_and_train_the_trials(env, tmp_path):
             frame_stack=4,
             n_envs=2,
             buffer_size=600,
+            replay_buffer_kwargs="dict(store='compressed')",
         )
     (tmp_path / "pack.yml").write_text(yaml.dump(pack))
     train = f"-m rl_zoo3.train --algo ddqn --env {env} -n 100 -conf pack.yml {STUDY}"
@@ -119,6 +131,8 @@ def test_optimize_and_train_the_trials(env, tmp_path):
         assert model.lr_schedule(1) == pytest.approx(expected.pop("learning_rate"))
         for name, value in expected.pop("policy_kwargs").items():
             assert model.policy_kwargs[name] == value
+        if "Pong" in env:
+            assert model.replay_buffer_kwargs == {"store": "compressed", **expected.pop("replay_buffer_kwargs")}
         for name, value in expected.items():
             assert getattr(model, name) == value, name
         # the entry's own part of policy_kwargs is still there
