@@ -304,7 +304,8 @@ def main() -> None:
         work(args.worker, env, args.learning_starts)
         return
 
-    runs = {name: Run(name, args) for name in args.runs}
+    # A script goes without its path, a change of an entry's is part of the name
+    runs = {"cleanrl" if run.startswith("cleanrl:") else run: Run(run, args) for run in args.runs}
     windows: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
     for _ in range(args.windows):
         for name, run in runs.items():
@@ -320,7 +321,7 @@ def main() -> None:
     for name in runs:
         row = {
             "transitions_per_s": round(float(np.median(speeds[name])), 1),
-            "ratio": round(float(np.median(speeds[name] / speeds[args.runs[0]])), 2),
+            "ratio": round(float(np.median(speeds[name] / speeds[next(iter(runs))])), 2),
             "cpu_s_per_1000": round(float(np.median([window["cpu_s_per_1000"] for window in windows[name]])), 1),
             "memory_mb": round(windows[name][-1]["memory_mb"]),
             "ms_per_transition": {part: round(value, 2) for part, value in parts[name].items()},
