@@ -131,7 +131,8 @@ def draw(rows: list[dict[str, Any]], picture: Path) -> None:
     for axis, env_id in zip(axes[0], envs, strict=True):
         for color, label in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"], labels, strict=False):
             own = [row for row in rows if (row["env"], row["label"]) == (env_id, label)]
-            seeds = len({row["seed"] for row in own})
+            n_seeds = len({row["seed"] for row in own})
+            seeds = "1 seed" if n_seeds == 1 else f"{n_seeds} seeds"
             for key, style, what in (("estimate", "-", "estimated"), ("return", "--", "obtained")):
                 found: dict[int, list[float]] = defaultdict(list)
                 for row in own:
@@ -140,7 +141,7 @@ def draw(rows: list[dict[str, Any]], picture: Path) -> None:
                 if not steps:
                     continue
                 means = [float(np.mean(found[step])) for step in steps]
-                axis.plot(steps, means, style, color=color, label=f"{label}, {what} ({seeds} seeds)")
+                axis.plot(steps, means, style, color=color, label=f"{label}, {what} ({seeds})")
                 ends = [[end(found[step]) for step in steps] for end in (min, max)]
                 axis.fill_between(steps, *ends, color=color, alpha=0.15, linewidth=0)
         axis.set(title=env_id, xlabel="steps (actions)", ylabel="discounted value")
