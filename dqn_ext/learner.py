@@ -38,6 +38,7 @@ class Learner:
             # glibc then keeps for the next update what this one frees, instead of asking the system for it anew: it
             # takes the largest block up to 32 MiB that it has seen come and go for its measure
             th.empty(31 * 2**20, dtype=th.uint8)
+        self._parameters = list(policy.parameters())  # to walk the modules takes twenty times as long
         self._wide_layers = [layer for layer in policy.modules() if type(layer) is WideLinear]
 
     @contextmanager
@@ -59,7 +60,8 @@ class Learner:
         optimizer = self.policy.optimizer
         optimizer.zero_grad()
         loss.backward()
-        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
+        # Those that have a gradient this time: layers may be frozen and thaw
+        parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         grad_norm = total_norm(gradients) if self.device.type == "cpu" else nn.utils.get_total_norm(gradients)
         # To look at the norm costs nothing on the CPU, where scaling by 1 would be one more walk over the weights

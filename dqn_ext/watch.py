@@ -130,16 +130,25 @@ def find_run(args: argparse.Namespace) -> Path:
     return run
 
 
+def saved_args(run: Path, env_name: str) -> dict[str, Any]:
+    """What the Zoo keeps of the command line of a run, whose folder it trusts; nothing where that is missing."""
+    args_file = run / env_name / "args.yml"
+    return dict(yaml.load(args_file.read_text(), Loader=yaml.UnsafeLoader)) if args_file.is_file() else {}
+
+
+def trained_env_kwargs(hyperparams: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
+    """The ``env_kwargs`` of a run: its command's, or else its entry's."""
+    return args.get("env_kwargs") or hyperparams.get("env_kwargs") or {}
+
+
 def make_env(run: Path, env: EnvironmentName, seed: int, n_envs: int = 1, **more_env_kwargs: Any) -> VecEnv:
     """The run's environment, as ``enjoy`` makes it, with the ``env_kwargs`` that it was trained with."""
     from rl_zoo3.utils import create_test_env, get_saved_hyperparams
 
     hyperparams, stats_path = get_saved_hyperparams(str(run / env))
     hyperparams = copy.deepcopy(hyperparams)  # create_test_env takes out what it has used
-    env_kwargs = hyperparams.pop("env_kwargs", None) or {}
-    args_file = run / env / "args.yml"
-    if args_file.is_file():
-        env_kwargs = yaml.load(args_file.read_text(), Loader=yaml.UnsafeLoader)["env_kwargs"] or env_kwargs
+    env_kwargs = trained_env_kwargs(hyperparams, saved_args(run, env))
+    hyperparams.pop("env_kwargs", None)
     return create_test_env(
         env.gym_id,
         n_envs=n_envs,

@@ -10,7 +10,6 @@ one checkpoint in the time between two of them, `--freq` transitions apart, at t
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 import ale_py
 import gymnasium as gym
-import psutil
+import machine
 import torch as th
 import yaml
 from stable_baselines3.common.callbacks import BaseCallback
@@ -140,7 +139,7 @@ def main() -> None:
             "freq": options.freq,
             "rows": bench.rows,
             "resume_seconds": round(seconds, 1),
-            "machine": f"{platform.machine()}, {psutil.cpu_count()} CPUs, torch {th.__version__}",
+            "machine": f"{machine.describe()}, torch {th.__version__}",
             "date": time.strftime("%Y-%m-%d"),
         }
         options.output.write_text(json.dumps(record, indent=1) + "\n")

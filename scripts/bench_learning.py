@@ -49,7 +49,7 @@ from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.utils import get_device
 from suite import Run, RunFailed, RunKilled, environments, own_and_zoo_flags, prepare, replace, table, train
 
-from dqn_ext.watch import load, make_env
+from dqn_ext.watch import load, make_env, saved_args, trained_env_kwargs
 from dqn_ext.zoo import register
 
 N_GAMES, N_EVALUATIONS, N_EVALUATION_GAMES = 30, 20, 10
@@ -154,11 +154,10 @@ def record(run: Run, label: str) -> dict[str, Any]:
 
     evaluations = np.load(run.zoo_folder / "evaluations.npz")
     agent = load(run.agent, run.algo, EVALUATION_SEED + run.seed)
-    folder = run.zoo_folder / run.env_name
-    # Written by this run
-    settings = dict(yaml.load((folder / "config.yml").read_text(), Loader=yaml.UnsafeLoader))
-    args = yaml.load((folder / "args.yml").read_text(), Loader=yaml.UnsafeLoader)
-    settings["env_kwargs"] = args["env_kwargs"] or settings.get("env_kwargs") or {}
+    config = (run.zoo_folder / run.env_name / "config.yml").read_text()
+    settings = dict(yaml.load(config, Loader=yaml.UnsafeLoader))  # written by this run
+    args = saved_args(run.zoo_folder, run.env_name)
+    settings["env_kwargs"] = trained_env_kwargs(settings, args)
     hours = hours_at(run.zoo_folder, agent.num_timesteps)
     # As the Zoo's evaluations act
     as_in_training = ExperimentManager.is_atari(run.env) or ExperimentManager.is_minigrid(run.env)
@@ -285,8 +284,8 @@ def interquartile_means(records: list[dict[str, Any]], envs: list[str]) -> list[
     for label, games in by_label_and_game(records).items():
         by_seed = {env: {content["seed"]: np.mean(content["scores"]) for content in games[env]} for env in envs}
         all_seeds = set().union(*by_seed.values())
-        seeds = sorted(set(all_seeds).intersection(*by_seed.values()))
-        if left_out := sorted(all_seeds - set(seeds)):
+        seeds = sorted(all_seeds.intersection(*by_seed.values()))
+        if left_out := sorted(all_seeds.difference(seeds)):
             print(f"Left out of {label}'s interquartile mean, since not all games have them: seeds {left_out}")
         if not seeds:
             continue

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 import psutil
 
@@ -398,8 +399,8 @@ def main() -> None:
         )
         print(f"{name:24}{row['bytes']:>8}{cells}{saved}", flush=True)
     if args.output:
-        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        record_ = {"command": shlex.join(sys.argv), "date": time.strftime("%Y-%m-%d"), **machine, "rows": rows}
+        about = {"machine": machine.describe(), "python": platform.python_version()}
+        record_ = {"command": shlex.join(sys.argv), "date": time.strftime("%Y-%m-%d"), **about, "rows": rows}
         args.output.write_text(json.dumps(record_, indent=1) + "\n")
 
 

@@ -4,13 +4,13 @@ import os
 import platform
 from pathlib import Path
 
-import torch as th
-
 
 def describe(device: str = "cpu") -> str:
     """:return: the processor, its cores, and what computed, if that was not the processor"""
     words = [_processor(), f"{os.cpu_count()} cores"]
     if device == "cuda":
+        import torch as th
+
         words.append(th.cuda.get_device_name())
     elif device != "cpu":
         words.append(device)

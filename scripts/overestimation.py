@@ -27,13 +27,12 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 import torch as th
-import yaml
 from huggingface_sb3 import EnvironmentName
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from suite import replace
 
-from dqn_ext.watch import find_checkpoints, load, make_env
+from dqn_ext.watch import find_checkpoints, load, make_env, saved_args
 from dqn_ext.zoo import register
 
 
@@ -80,11 +79,10 @@ def play_episodes(agent: DQN, env: VecEnv, n_states: int) -> list[Episode]:
 def measure(label: str, run: Path, n_states: int, n_envs: int) -> list[dict[str, Any]]:
     """A row of each saved agent."""
     algo, env_name = run.parent.name, run.name.rpartition("_")[0]
-    args_file = run / env_name / "args.yml"
-    if not args_file.exists():
-        return []
-    args = yaml.load(args_file.read_text(), Loader=yaml.UnsafeLoader)  # the Zoo's, which its commands trust, too
-    rows = []
+    args = saved_args(run, env_name)
+    rows: list[dict[str, Any]] = []
+    if not args:
+        return rows
     for steps, path in find_checkpoints(run, env_name).items():
         if path.stem == "best_model":  # chosen, where the others are a sample
             continue
@@ -97,9 +95,8 @@ def measure(label: str, run: Path, n_states: int, n_envs: int) -> list[dict[str,
         env.close()
         if not any(len(returns) for _, returns in episodes):
             raise SystemExit(f"Error: {run} ends its episodes too early to tell what its states are worth.")
-        rows.append({"label": label, "env": args["env"], "seed": args["seed"], "steps": steps, **summary(episodes)})
-        rows[-1] |= {"epsilon": agent.exploration_rate, "gamma": agent.gamma}
-        row = rows[-1]
+        row = {"label": label, "env": args["env"], "seed": args["seed"], "steps": steps, **summary(episodes)}
+        rows.append({**row, "epsilon": agent.exploration_rate, "gamma": agent.gamma})
         found = f"estimated {row['estimate']:7.3f}, obtained {row['return']:7.3f} (+/- {row['standard_error']:.3f})"
         print(f"{label:12} {args['env']:32} {steps:>9} steps: {found}", flush=True)
     return rows

@@ -11,8 +11,6 @@ would, and must leave a checkpoint.
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -20,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import machine
 import numpy as np
 import psutil
 
@@ -67,7 +66,7 @@ def main() -> None:
             "command": "python scripts/soak.py " + shlex.join(sys.argv[1:]),
             "training": "python -m rl_zoo3.train " + " ".join(args.flags),
             "date": time.strftime("%Y-%m-%d"),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "machine": machine.describe(),
             "seconds_between": INTERVAL,
             "megabytes_after_10_minutes": float(after_ten),
             "megabytes_at_the_end": float(at_end),

@@ -22,6 +22,7 @@ import yaml
 from huggingface_sb3 import EnvironmentName
 
 from dqn_ext import DDQN
+from dqn_ext.watch import saved_args
 
 # Of args.yml; the rest are folders and services of that machine
 KEPT_ARGS = ("algo", "env", "env_kwargs", "n_timesteps", "seed", "hyperparams", "eval_freq", "eval_episodes", "vec_env")
@@ -67,9 +68,9 @@ def main() -> None:
 
     record = json.loads(args.record.read_text())
     env = EnvironmentName(record["env"])
-    training = yaml.load((args.run / env / "args.yml").read_text(), Loader=yaml.UnsafeLoader)  # written by this run
+    training = saved_args(args.run, env)
     agent = DDQN.load(args.run / f"{env}.zip", device="cpu")
-    found = {**{name: training[name] for name in ("algo", "env", "seed")}, "steps": agent.num_timesteps}
+    found = {**{name: training.get(name) for name in ("algo", "env", "seed")}, "steps": agent.num_timesteps}
     for name, value in found.items():
         if record[name] != value:
             sys.exit(f"Error: {args.run} has {name} {value}, and {args.record} is of {record[name]}.")

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import ale_py
@@ -18,6 +17,7 @@ from stable_baselines3.common.vec_env import VecFrameStack
 
 from dqn_ext import DDQN
 from dqn_ext.checkpoint import CheckpointFolder
+from tests.waiting import wait_until
 
 gym.register_envs(ale_py)
 
@@ -53,11 +53,7 @@ def folder(tmp_path_factory) -> Path:
         command = f"--games CartPole-v1 --algos {algo} --seeds 7 -n 3000 {FLAGS} checkpoint_freq:300"
         process = start(command, folder)
         checkpoints = CheckpointFolder(folder / f"logs/learning/{algo}/{algo}/CartPole-v1_7/checkpoint")
-        end = time.monotonic() + 200
-        while not checkpoints.steps():
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_until(checkpoints.steps, process, timeout=200)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not list((folder / "results").rglob(f"{algo}-*.json"))
@@ -238,11 +234,7 @@ def test_ctrl_c_makes_no_record(tmp_path):
     """Neither of dqn, which the Zoo would take to be finished, nor does the next run begin."""
     process = start(f"--games CartPole-v1 --algos dqn --seeds 1 2 -n 100000 --jobs 1 {FLAGS}", tmp_path)
     monitor = tmp_path / "logs/learning/dqn/dqn/CartPole-v1_1/0.monitor.csv"
-    end = time.monotonic() + 200
-    while not (monitor.exists() and len(monitor.read_text().splitlines()) > 20):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(lambda: monitor.exists() and len(monitor.read_text().splitlines()) > 20, process, timeout=200)
     os.killpg(process.pid, signal.SIGINT)
     output = process.communicate(timeout=100)[0]
     assert process.returncode == 130, output

@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import psutil
 import pytest
 
 from dqn_ext.checkpoint import CheckpointFolder
+from tests.waiting import wait_until
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'dqn-ext[suite]'")
 
@@ -29,15 +28,6 @@ def start(arguments: str, zoo_flags: str, folder: Path) -> "subprocess.Popen[str
         stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
     )
-
-
-def wait_until(condition: Callable[[], object], suite: "subprocess.Popen[str]", timeout: float = 300) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        if suite.poll() is not None or time.monotonic() > end:
-            suite.kill()
-            raise AssertionError(suite.communicate()[0])
-        time.sleep(0.05)
 
 
 def checkpoint(run: Path) -> int:
