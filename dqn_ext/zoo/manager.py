@@ -14,7 +14,9 @@ from typing import Any
 import gymnasium as gym
 import optuna
 from gymnasium import spaces
+from optuna.trial import TrialState
 from rl_zoo3 import exp_manager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import ProgressBarCallback
 from stable_baselines3.common.utils import get_device
@@ -63,6 +65,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
     """Finds the packaged hyperparameters, and refuses what cannot work before anything is written."""
 
     trial_id: int | None
+    storage: str | None
     study_name: str | None
     max_total_trials: int | None
     seed: int
@@ -84,7 +87,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
         """
         trial_id, self.trial_id = self.trial_id, None
         hyperparams, saved_hyperparams = super().read_hyperparameters()
-        if self.storage and self.study_name and trial_id is not None:
+        if trial_id is not None:
+            if not (self.storage and self.study_name):
+                raise InvalidInput("--trial-id needs --storage and --study-name, which say where the trial is.")
             print(f"Loading trial {trial_id} of the Optuna study {self.study_name!r}:")
             tried = self.load_trial(self.storage, self.study_name, trial_id)
             if self.algo == "ddqn":
@@ -103,12 +108,25 @@ class ExperimentManager(exp_manager.ExperimentManager):
     def load_trial(self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True) -> Any:
         """Cf. the Zoo's.
 
-        :raises InvalidInput: where the study has no such trial
+        :raises InvalidInput: where the study has no such trial, or that one was over before it had hyperparameters
         """
+        if storage.endswith(".log") and not Path(storage).exists():
+            raise InvalidInput(f"There is no journal {storage!r}.")
         try:
-            return super().load_trial(storage, study_name, trial_id, convert)
+            study = optuna.load_study(storage=open_storage(storage), study_name=study_name)
+            trial = study.best_trial if trial_id is None else study.trials[trial_id]
         except (IndexError, KeyError) as error:
             raise InvalidInput(f"The storage {storage!r} has no trial {trial_id} of a study {study_name!r}.") from error
+        if not trial.params:
+            raise InvalidInput(f"Trial {trial_id} of the study {study_name!r} was over before it had hyperparameters.")
+        fixed = self._fixed()
+        if (searched_with := trial.user_attrs.get("fixed", fixed)) != fixed:
+            print(f"Warning: the trial had -params {searched_with}; this run has {fixed}, and so is another.")
+        return HYPERPARAMS_CONVERTER[self.algo](trial.params) if convert else trial.params
+
+    def _fixed(self) -> str:
+        """What ``-params`` gave, and a search leaves alone."""
+        return _in_words(dict(sorted((self.custom_hyperparams or {}).items())))
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         if self.algo not in ("dqn", "ddqn"):
@@ -118,6 +136,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 if name in hyperparams:
                     raise InvalidInput(f"{name} is no hyperparameter here, the command has a flag for it: {flag}.")
             check_names(hyperparams, ZOO_KEYS | argument_names(DDQN))
+            if isinstance(rate := hyperparams.get("learning_rate"), str):
+                hyperparams["learning_rate"] = read_rate(rate)
         checkpoint_freq = hyperparams.pop("checkpoint_freq", 0)
         settings = {name: _in_words(value) for name, value in hyperparams.items()}
         processed = super()._preprocess_hyperparams(hyperparams)
@@ -253,6 +273,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
     def hyperparameters_optimization(self) -> None:
         """Cf. the Zoo's. In a study that is stored, and so may be shared, a killed worker's trial is run again."""
         if self.storage is not None:
+            if self.storage.endswith(".log"):
+                self.storage = str(Path(self.storage).absolute())  # the Zoo's lock is a link to it
             study = optuna.create_study(
                 sampler=self._create_sampler(self.sampler),
                 pruner=self._create_pruner(self.pruner),
@@ -261,18 +283,82 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 load_if_exists=True,
                 direction="maximize",
             )
+            if self.study_name is None:
+                print(f"--study-name {study.study_name} goes on with this study.")
             self.study_name = study.study_name
+            self._describe(study)
+            if study.get_trials(deepcopy=False):
+                study.sampler.reseed_rng()  # with one seed, each worker's first trials would be the same
             with suppress(KeyboardInterrupt):
                 run_trials(study, self.objective, self.n_trials, self.max_total_trials, self.n_jobs)
+            if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+                print(f"No trial of the study {study.study_name!r} is complete yet.")
+                return
             self.max_total_trials = 0  # the Zoo only reports
         super().hyperparameters_optimization()
+
+    def _describe(self, study: optuna.Study) -> None:
+        """Write into a study what it is about, as the Zoo does in the end.
+
+        :raises InvalidInput: where it is about something else: such trials cannot be compared
+        """
+        about = {"algo": self.algo, "env": self.env_name.gym_id, "n_timesteps": self.n_timesteps}
+        for name, value in about.items():
+            if (theirs := study.user_attrs.get(name, value)) != value:
+                raise InvalidInput(
+                    f"The study {study.study_name!r} has {name} {theirs!r}, not {value!r}; "
+                    f"another --study-name begins another study."
+                )
+        if "command" not in study.user_attrs:
+            hyperparams = {name: str(value) for name, value in sorted(self._hyperparams.items())}
+            for name, value in {**hyperparams, **about, "command": " ".join(sys.orig_argv)}.items():
+                study.set_user_attr(name, value)
 
     def objective(self, trial: optuna.Trial) -> float:
         """Cf. the Zoo's. The search space refines the entry, which it finds in ``trial.entry``."""
         trial.entry = {**self._hyperparams, "frame_stack": self.frame_stack}  # the Zoo has taken it out
+        trial.fixed = frozenset(self.custom_hyperparams or {})
+        trial.set_user_attr("fixed", self._fixed())
         if self.storage is not None:
             trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
-        return super().objective(trial)
+        keep_from_pruning_at_the_end(trial, self.n_evaluations)
+        try:
+            return super().objective(trial)
+        except InvalidInput as error:  # a combination that the entry's other settings do not allow
+            print(f"Trial {trial.number} is passed over: {error}")
+            raise optuna.TrialPruned from error
+        except KeyboardInterrupt:
+            # As a killed worker's, it is run again by whoever goes on with the study
+            if self.storage is not None and trial.params:
+                trial.study.enqueue_trial(trial.params)
+            raise
+
+
+def keep_from_pruning_at_the_end(trial: optuna.Trial, n_evaluations: int) -> None:
+    """Whatever the pruner says: nothing is left to be saved then, and importances know of complete trials only."""
+    report, should_prune, last_step = trial.report, trial.should_prune, 0
+
+    def noted(value: float, step: int) -> None:
+        nonlocal last_step
+        report(value, step)
+        last_step = step
+
+    trial.report = noted
+    trial.should_prune = lambda: last_step < n_evaluations and should_prune()
+
+
+def read_rate(text: str) -> float | str:
+    """A learning rate that YAML takes for a word, as it does ``1e-4``, or that decays to 0, ``lin_1e-4``.
+
+    :raises InvalidInput: on anything else, which the Zoo would stumble over or take for decaying
+    """
+    schedule, _, number = text.rpartition("_")
+    with suppress(ValueError):
+        if schedule in ("", "lin") and 0 < (value := float(number)) < 1e9:
+            return text if schedule else value
+    raise InvalidInput(
+        f"learning_rate must be a number above 0, or one that decays to 0 as lin_1e-4 does, not {text!r}."
+    )
 
 
 def _in_words(value: Any) -> str:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import optuna
+from rl_zoo3.utils import SimpleLinearSchedule
 from stable_baselines3.dqn.policies import CnnPolicy
 
 NET_ARCHS: dict[str, list[int]] = {
@@ -19,7 +20,8 @@ def sample_ddqn_params(
 ) -> dict[str, Any]:
     """Sample what one trial tries.
 
-    The experiment manager leaves what the trial refines, the packaged or the user's entry, in ``trial.entry``.
+    The experiment manager leaves what the trial refines, the packaged or the user's entry, in ``trial.entry``, and the
+    names of what the command line has fixed, which is not searched, in ``trial.fixed``.
 
     :param n_actions: unused, part of the Zoo's interface
     :param additional_args: unused, part of the Zoo's interface
@@ -27,37 +29,49 @@ def sample_ddqn_params(
         entry's too
     """
     entry: dict[str, Any] = getattr(trial, "entry", {})
-    policy_kwargs: dict[str, Any] = entry.get("policy_kwargs") or {}
+    fixed: frozenset[str] = getattr(trial, "fixed", frozenset())
     policy = entry.get("policy", "MlpPolicy")
     has_images = policy == "CnnPolicy" or (isinstance(policy, type) and issubclass(policy, CnnPolicy))
 
-    trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True)
-    trial.suggest_float("one_minus_gamma", 1e-4, 0.03, log=True)
-    trial.suggest_int("batch_size_pow", 4, 8 if has_images else 9)
-    if policy != "MultiInputPolicy":  # SB3's buffer of dict observations knows single steps only
+    if "learning_rate" not in fixed:
+        trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True)
+    if "gamma" not in fixed:
+        trial.suggest_float("one_minus_gamma", 1e-4, 0.03, log=True)
+    if "batch_size" not in fixed:
+        trial.suggest_int("batch_size_pow", 4, 7 if has_images else 9)
+    # SB3's buffer of dict observations knows single steps only
+    if "n_steps" not in fixed and policy != "MultiInputPolicy":
         trial.suggest_int("n_steps", 1, 10)
-    if has_images and entry.get("frame_stack") and entry.get("replay_buffer_class") is None:  # FrameReplayBuffer
+    keeps_frames = has_images and entry.get("frame_stack") and entry.get("replay_buffer_class") is None
+    if "replay_buffer_kwargs" not in fixed and keeps_frames:
         trial.suggest_float("priority_exponent", 0, 0.7)  # 0: uniform replay; 0.7: Schaul et al. 2016, table 3
-    trial.suggest_int("target_update_interval", 1, 20_000, log=True)
-    trial.suggest_float("exploration_fraction", 0, 0.5)
-    trial.suggest_float("exploration_final_eps", 0, 0.2)
+    if "target_update_interval" not in fixed:
+        trial.suggest_int("target_update_interval", 1, 20_000, log=True)
+    if "exploration_fraction" not in fixed:
+        # Games are evaluated with the epsilon of that moment, and pruned after a third of the evaluations
+        trial.suggest_float("exploration_fraction", 0, 0.25 if has_images else 0.5)
+    if "exploration_final_eps" not in fixed and not has_images:
+        trial.suggest_float("exploration_final_eps", 0, 0.2)
     # train_freq counts steps of all environments at once. The number of these belongs to the trial: with another
     # one the same train_freq and gradient_steps would be another ratio of updates to transitions.
     trial.suggest_int("n_envs", n_envs, n_envs)
-    trial.suggest_int("train_freq_pow", 0, 4 if has_images else 8)
-    trial.suggest_int("transitions_per_update_pow", 0, 3)
-    if has_images:
-        trial.suggest_categorical("net_arch", ["linear", "tiny"])
-        trial.suggest_categorical("features_dim", [256, 512])
-        # A class of the user's own is kept
-        if isinstance(policy_kwargs.get("features_extractor_class", "nature"), str):
-            trial.suggest_categorical("features_extractor_class", ["nature", "impala"])
-    else:
-        trial.suggest_categorical("net_arch", ["small", "medium", "big"])
+    if fixed.isdisjoint({"train_freq", "gradient_steps"}):
+        trial.suggest_int("train_freq_pow", 0, 4 if has_images else 8)
+        # An update per transition would take hours a trial, of images
+        trial.suggest_int("transitions_per_update_pow", 1 if has_images else 0, 3)
+    if "policy_kwargs" not in fixed:
+        if has_images:
+            trial.suggest_categorical("net_arch", ["linear", "tiny"])
+            trial.suggest_categorical("features_dim", [256, 512])
+            # Of one that the entry names, it may give arguments, too
+            if "features_extractor_class" not in (entry.get("policy_kwargs") or {}):
+                trial.suggest_categorical("features_extractor_class", ["nature", "impala"])
+        else:
+            trial.suggest_categorical("net_arch", ["small", "medium", "big"])
 
     sampled = convert_ddqn_params(trial.params)
     del sampled["n_envs"]
-    for name in ("gamma", "batch_size", "train_freq", "gradient_steps"):
+    for name in {"gamma", "batch_size", "train_freq", "gradient_steps"} & sampled.keys():
         trial.set_user_attr(name, sampled[name])
     return refine(entry, sampled)
 
@@ -65,27 +79,40 @@ def sample_ddqn_params(
 def convert_ddqn_params(params: dict[str, Any]) -> dict[str, Any]:
     """Hyperparameters, as in a YAML entry, from what Optuna keeps of a trial."""
     hyperparams = dict(params)
-    hyperparams["gamma"] = 1 - hyperparams.pop("one_minus_gamma")
-    hyperparams["batch_size"] = 2 ** hyperparams.pop("batch_size_pow")
-    train_freq = 2 ** hyperparams.pop("train_freq_pow")
-    transitions_per_update = 2 ** hyperparams.pop("transitions_per_update_pow")
-    hyperparams["train_freq"] = train_freq
-    hyperparams["gradient_steps"] = max(train_freq * hyperparams["n_envs"] // transitions_per_update, 1)
+    if "one_minus_gamma" in hyperparams:
+        hyperparams["gamma"] = 1 - hyperparams.pop("one_minus_gamma")
+    if "batch_size_pow" in hyperparams:
+        hyperparams["batch_size"] = 2 ** hyperparams.pop("batch_size_pow")
+    if "train_freq_pow" in hyperparams:
+        train_freq = 2 ** hyperparams.pop("train_freq_pow")
+        transitions_per_update = 2 ** hyperparams.pop("transitions_per_update_pow")
+        hyperparams["train_freq"] = train_freq
+        hyperparams["gradient_steps"] = max(train_freq * hyperparams["n_envs"] // transitions_per_update, 1)
+    if "priority_exponent" in hyperparams:
+        hyperparams["replay_buffer_kwargs"] = {"priority_exponent": hyperparams.pop("priority_exponent")}
 
-    policy_kwargs: dict[str, Any] = {"net_arch": NET_ARCHS[hyperparams.pop("net_arch")]}
+    policy_kwargs: dict[str, Any] = {}
+    if "net_arch" in hyperparams:
+        policy_kwargs["net_arch"] = NET_ARCHS[hyperparams.pop("net_arch")]
     if "features_dim" in hyperparams:
         policy_kwargs["features_extractor_kwargs"] = {"features_dim": hyperparams.pop("features_dim")}
     if "features_extractor_class" in hyperparams:
         policy_kwargs["features_extractor_class"] = hyperparams.pop("features_extractor_class")
-    if "priority_exponent" in hyperparams:
-        hyperparams["replay_buffer_kwargs"] = {"priority_exponent": hyperparams.pop("priority_exponent")}
-    return {**hyperparams, "policy_kwargs": policy_kwargs}
+    return {**hyperparams, "policy_kwargs": policy_kwargs} if policy_kwargs else hyperparams
 
 
 def refine(entry: dict[str, Any], sampled: dict[str, Any]) -> dict[str, Any]:
-    """What was sampled, with all else that the entry has in the same dicts: its extractor, optimizer or store stays."""
+    """What was sampled, as the entry has it.
+
+    All else in the same dicts, its extractor, optimizer or store, stays; and a learning rate that decays does so.
+    """
     refined = dict(sampled)
     for name, value in sampled.items():
-        if isinstance(value, dict) and isinstance(others := entry.get(name), dict):
+        others = entry.get(name)
+        if isinstance(value, dict) and isinstance(others, dict):
             refined[name] = {**others, **refine(others, value)}
+        elif name == "learning_rate" and isinstance(others, SimpleLinearSchedule):
+            refined[name] = SimpleLinearSchedule(value)
+        elif name == "learning_rate" and isinstance(others, str):  # the same in the YAML's words
+            refined[name] = f"lin_{value}"
     return refined

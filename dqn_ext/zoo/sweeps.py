@@ -16,7 +16,8 @@ import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages._heartbeat import BaseHeartbeat  # the base that Optuna looks for; it has no public name
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal._file import get_lock_file  # to hold a lock for a while; it has no public name
 from optuna.study import MaxTrialsCallback
 from optuna.trial import FrozenTrial, TrialState
 
@@ -35,7 +36,7 @@ def open_storage(storage: str) -> BaseStorage:
     ``DQN_EXT_HEARTBEAT`` sets the seconds between two signs of life of a worker, 20 by default; after three times that
     without one its trial is given to another.
 
-    :raises InvalidInput: where it cannot be opened, or its driver is not installed
+    :raises InvalidInput: where it cannot be opened or is damaged, or its driver is not installed
     """
     seconds = os.environ.get("DQN_EXT_HEARTBEAT", "20")
     if not seconds.isdecimal() or int(seconds) < 1:
@@ -43,8 +44,11 @@ def open_storage(storage: str) -> BaseStorage:
     interval = int(seconds)
     warnings.filterwarnings("ignore", message=".*[Hh]eartbeat", category=optuna.exceptions.ExperimentalWarning)
     if storage.endswith(".log"):
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        return _Journal(storage, interval)
+        try:
+            Path(storage).parent.mkdir(parents=True, exist_ok=True)
+            return _Journal(storage, interval)
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"The journal {storage!r} cannot be read and written: {error}") from error
     try:
         return _Database(storage, interval)
     except ImportError as error:
@@ -66,7 +70,15 @@ def run_trials(study: optuna.Study, objective: Objective, n_trials: int, total: 
     :param n_jobs: threads, cf. Optuna
     """
     if total is None:
-        _optimize(study, objective, n_trials=n_trials, n_jobs=n_jobs)
+        begun = 0
+
+        def counted(trial: optuna.Trial) -> float:
+            nonlocal begun
+            begun += 1
+            return objective(trial)
+
+        while begun < n_trials:  # again where one was given to another
+            _optimize(study, counted, n_trials=n_trials - begun, n_jobs=n_jobs)
         return
 
     def objective_unless_too_many(trial: optuna.Trial) -> float:
@@ -152,7 +164,13 @@ class _Journal(JournalStorage, BaseHeartbeat):
 
     def __init__(self, path: str, interval: int) -> None:
         self._watch, self._interval = _Watch(), interval
-        super().__init__(JournalFileBackend(path))
+        # Optuna's other lock is a link to the path as it was typed; where that leads nowhere, from the lock's folder or
+        # on another machine, a killed worker's is never broken
+        lock = JournalFileOpenLock(path)
+        backend = JournalFileBackend(path, lock)
+        with get_lock_file(lock):
+            _cut_torn_line(path)
+        super().__init__(backend)
 
     def get_heartbeat_interval(self) -> int:
         return self._interval
@@ -172,6 +190,14 @@ class _Journal(JournalStorage, BaseHeartbeat):
             for trial in self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
             if self._watch.unchanged_for(trial._trial_id, trial.system_attrs.get("heartbeat")) > 3 * self._interval
         ]
+
+
+def _cut_torn_line(path: str) -> None:
+    """Take off what a full disk or a crash has left of a last line: the next one would be written behind it."""
+    with open(path, "r+b") as file:
+        content = file.read()
+        if len(content) != (whole := content.rfind(b"\n") + 1):
+            file.truncate(whole)
 
 
 def _without_password(storage: str) -> str:

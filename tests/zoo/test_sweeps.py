@@ -1,16 +1,22 @@
 """Studies that several workers share: the Zoo's own command, on a real database and on a journal file."""
 
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileOpenLock
 from optuna.trial import TrialState
 
 from dqn_ext.errors import InvalidInput
 from dqn_ext.zoo import sweeps
+from dqn_ext.zoo.manager import keep_from_pruning_at_the_end
 from dqn_ext.zoo.sweeps import open_storage, run_trials
+from tests.waiting import wait_until
 from tests.zoo.conftest import run_python
 from tests.zoo.sweep_kills import Study, kill_workers, postgresql, postgresql_binaries
 
@@ -150,6 +156,78 @@ class TestTwoWorkersOfOneJournal:
         run_trials(ours, objective, 1, total=2, n_jobs=1)
         assert "was given to another" in capsys.readouterr().out
         assert [trial.state for trial in ours.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+
+    def test_whoever_loses_a_trial_runs_the_others(self) -> None:
+        ours, theirs = self.worker(), self.worker()
+
+        def objective(trial: optuna.Trial) -> float:
+            if trial.number == 0:
+                theirs._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            return 1.0
+
+        run_trials(ours, objective, 3, total=None, n_jobs=1)
+        assert [trial.state for trial in ours.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+
+    def test_a_lock_that_a_killed_worker_has_left(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Of a path with a folder, relative, as it is typed on the command line."""
+        monkeypatch.chdir(tmp_path)
+        storage = open_storage("studies/study.log")
+        storage._backend._lock.grace_period = 1  # type: ignore[attr-defined]
+        JournalFileOpenLock("studies/study.log").acquire()
+        optuna.create_study(storage=storage, study_name="s")
+        assert [path.name for path in Path("studies").iterdir()] == ["study.log"]
+
+    def test_a_line_that_was_not_written_to_its_end(self) -> None:
+        self.worker().tell(self.worker().ask(), 1.0)
+        with open(self.path, "ab") as file:
+            file.write(b'{"op_code": 5, "wor')
+        for number in (1, 2):
+            study = self.worker()
+            assert len(study.trials) == number
+            study.tell(study.ask(), 1.0)
+
+    def test_a_damaged_journal(self) -> None:
+        self.worker()
+        content = Path(self.path).read_bytes()
+        Path(self.path).write_bytes(b"<<<<<<< HEAD\n" + content)
+        with pytest.raises(InvalidInput, match=r"The journal '.*study.log' cannot be read and written: "):
+            open_storage(self.path)
+        assert Path(self.path).read_bytes() == b"<<<<<<< HEAD\n" + content
+
+
+def test_nothing_is_pruned_at_its_last_evaluation() -> None:
+    trial = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(lower=10)).ask()
+    keep_from_pruning_at_the_end(trial, n_evaluations=3)
+    pruned = []
+    for step in (1, 2, 3):
+        trial.report(5.0, step)
+        pruned.append(trial.should_prune())
+    assert pruned == [True, True, False]
+
+
+def test_ctrl_c_and_going_on(tmp_path: Path) -> None:
+    """An interrupted trial is run again by the next session, and the same seed does not repeat its parameters."""
+    storage = tmp_path / "studies" / "study.log"
+    train = "-m rl_zoo3.train --algo ddqn --env CartPole-v1 -optimize --eval-episodes 1 --no-optim-plots --seed 0 "
+    train += "--storage studies/study.log --study-name s"
+    with subprocess.Popen(
+        [sys.executable, *f"{train} -n 5000".split()], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as worker:
+        # The last parameter that is sampled
+        wait_until(lambda: storage.exists() and b'"param_name":"net_arch"' in storage.read_bytes(), worker)
+        worker.send_signal(signal.SIGINT)
+        output, _ = worker.communicate(timeout=120)
+    assert worker.returncode == 0
+    assert "No trial of the study 's' is complete yet." in output
+
+    process = run_python(f"{train} -n 100", cwd=tmp_path, check=False)
+    assert "Error: The study 's' has n_timesteps 5000, not 100; another --study-name begins" in process.stderr
+    run_python(f"{train} -n 5000 --n-trials 2", cwd=tmp_path)
+    study = optuna.load_study(storage=open_storage(str(storage)), study_name="s")
+    assert "-optimize" in study.user_attrs["command"]
+    interrupted, again, another = study.trials
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert interrupted.params == again.params != another.params
 
 
 class TestSentences:
