@@ -53,10 +53,12 @@ from dqn_ext.watch import load, make_env, saved_args, trained_env_kwargs
 from dqn_ext.zoo import register
 
 N_GAMES, N_EVALUATIONS, N_EVALUATION_GAMES = 30, 20, 10
-EVALUATION_SEED = 10_000  # plus the run's
+EVALUATION_SEED = 10_000
 PROTOCOL = f"final agent, {N_GAMES} full games, unclipped scores, final epsilon, up to 30 no-ops"
+MOST_FRAMES = 108_000  # of a NoFrameskip-v4 game: 30 minutes
 PACKAGES = ("dqn-ext", "stable-baselines3", "rl-zoo3", "torch", "gymnasium", "ale-py")
 FIELDS = {"label", "env", "seed", "n_timesteps", "steps", "settings", "protocol", "scores", "curve", "hours"}
+FIELDS |= {"machine", "threads", "attempts"}
 # In these, runs under one label may differ: they change nothing of what is learned, or stand elsewhere in the record
 FREE_SETTINGS = {"checkpoint_freq", "n_timesteps"}
 
@@ -120,7 +122,7 @@ def check_record(path: Path, run: Run) -> None:
         if (recorded := json.loads(path.read_text())["command"]) != command(run):
             sys.exit(
                 f"Error: {path} is of another command ({recorded}), and this is {command(run)}; "
-                f"give these runs a --label of their own, or remove that record."
+                f"give these runs a --label of their own, or leave seed {run.seed} out of --seeds."
             )
 
 
@@ -153,7 +155,8 @@ def record(run: Run, label: str) -> dict[str, Any]:
     from rl_zoo3.exp_manager import ExperimentManager
 
     evaluations = np.load(run.zoo_folder / "evaluations.npz")
-    agent = load(run.agent, run.algo, EVALUATION_SEED + run.seed)
+    seed = evaluation_seed(run.seed)
+    agent = load(run.agent, run.algo, seed)
     config = (run.zoo_folder / run.env_name / "config.yml").read_text()
     settings = dict(yaml.load(config, Loader=yaml.UnsafeLoader))  # written by this run
     args = saved_args(run.zoo_folder, run.env_name)
@@ -162,6 +165,7 @@ def record(run: Run, label: str) -> dict[str, Any]:
     # As the Zoo's evaluations act
     as_in_training = ExperimentManager.is_atari(run.env) or ExperimentManager.is_minigrid(run.env)
     acting = "at the epsilon of that moment" if as_in_training else "greedily"
+    scores, lengths = play(run.zoo_folder, run.env, agent, seed)
     return {
         "label": label,
         "algo": run.algo,
@@ -181,7 +185,8 @@ def record(run: Run, label: str) -> dict[str, Any]:
         "hours": round(float(hours(agent.num_timesteps)), 5),
         "protocol": PROTOCOL,
         "epsilon": agent.exploration_rate,
-        "scores": play(run.zoo_folder, run.env, agent, EVALUATION_SEED + run.seed),
+        "scores": scores,
+        "lengths": lengths,  # emulator frames on Atari
         "curve": {
             "protocol": f"{evaluations['results'].shape[1]} full games {acting}",
             "steps": evaluations["timesteps"].tolist(),
@@ -191,12 +196,22 @@ def record(run: Run, label: str) -> dict[str, Any]:
     }
 
 
-def play(folder: Path, env_id: str, agent: DQN, seed: int, n_games: int = N_GAMES, **env_kwargs: Any) -> list[float]:
-    """The scores of a run's agent, in the environments in which the Zoo's ``enjoy`` shows it, or changed ones."""
+def evaluation_seed(seed: int) -> int:
+    """Such that the environments of two runs' evaluations, which count on from it, have no seed in common."""
+    return EVALUATION_SEED + 100 * seed
+
+
+def play(
+    folder: Path, env_id: str, agent: DQN, seed: int, n_games: int = N_GAMES, **env_kwargs: Any
+) -> tuple[list[float], list[int]]:
+    """Let a run's agent play in the environments in which the Zoo's ``enjoy`` shows it, or changed ones.
+
+    :return: the games' scores, and their lengths, which are emulator frames on Atari
+    """
     env = make_env(folder, EnvironmentName(env_id), seed, n_envs=6, **env_kwargs)
-    scores, _ = evaluate_policy(agent, env, n_games, deterministic=False, return_episode_rewards=True)
+    scores, lengths = evaluate_policy(agent, env, n_games, deterministic=False, return_episode_rewards=True)
     env.close()
-    return [float(score) for score in scores]  # type: ignore[union-attr]
+    return [float(score) for score in scores], [int(length) for length in lengths]  # type: ignore[union-attr]
 
 
 def hours_at(folder: Path, n_timesteps: int) -> Any:
@@ -309,22 +324,27 @@ def game(env: str) -> str:
 def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path: Path) -> None:
     """Scores over steps and over hours; the mean of the seeds, and from the least to the greatest of them.
 
-    Hours are those of one machine, used in one way; of others it is said that they are left out.
+    Hours are those of one machine, used in one way, of runs that nothing interrupted; of others it is said that they
+    are left out, and where none is left there are no hours.
     """
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(len(envs), 2, figsize=(11, 3.4 * len(envs)), squeeze=False, sharey="row")
     grouped = by_label_and_game(records)
     timed, others = of_one_machine(records)
     if others:
-        print(f"Left out of the hours, since measured otherwise: {', '.join(others)}")
-    for (left, right), env in zip(axes, envs, strict=True):
-        for color, label in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"], sorted(grouped), strict=False):
-            for axis, unit, seeds in ((left, "steps", grouped[label][env]), (right, "hours", timed[label][env])):
-                if not seeds:
+        print(f"Left out of the hours, since interrupted or measured otherwise: {', '.join(others)}")
+    shown = [("steps", grouped), ("hours", timed)] if timed else [("steps", grouped)]
+    envs = [env for env in envs if any(content["env"] == env for content in records)]
+    size = (5.5 * len(shown), 3.4 * len(envs))
+    figure, axes = plt.subplots(len(envs), len(shown), figsize=size, squeeze=False, sharey="row")
+    colors = dict(zip(sorted(grouped), plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+    for row, env in zip(axes, envs, strict=True):
+        for axis, (unit, runs) in zip(row, shown, strict=True):
+            for label, color in colors.items():
+                if not (seeds := runs[label][env]):
                     continue
                 last = min(content["curve"][unit][-1] for content in seeds)
                 grid = np.linspace(0, last, 100)[1:]
@@ -332,8 +352,10 @@ def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path:
                 grid = grid[grid >= first]
                 curves = [(content["curve"][unit], np.mean(content["curve"]["scores"], axis=1)) for content in seeds]
                 means = np.array([np.interp(grid, x, y) for x, y in curves])
-                axis.plot(grid, means.mean(axis=0), color=color, label=f"{label}, {len(seeds)} seeds")
+                n_seeds = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+                axis.plot(grid, means.mean(axis=0), color=color, label=f"{label}, {n_seeds}")
                 axis.fill_between(grid, means.min(axis=0), means.max(axis=0), color=color, alpha=0.2, linewidth=0)
+        left = row[0]
         limits = left.get_ylim()
         for name, scores, style in (
             ("RL Zoo's dqn after 10M", ZOO_DQN_10M, "--"),
@@ -342,9 +364,11 @@ def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path:
             if (score := scores.get(game(env))) is not None:
                 left.axhline(score, color="grey", linestyle=style, linewidth=1, label=f"{name}: {score:g}")
         left.set_ylim(limits)  # the curves', which such scores may lie far above
-        left.set(title=f"{game(env)}, {n_timesteps:,} steps", xlabel="steps (actions)", ylabel="score")
-        right.set(title=game(env), xlabel="hours")
-        left.legend(fontsize=8)
+        left.set(ylabel="score")
+        for axis, (unit, _) in zip(row, shown, strict=True):
+            axis.set(title=f"{game(env)}, {n_timesteps:,} steps", xlabel="steps (actions)" if unit == "steps" else unit)
+            if axis.lines:
+                axis.legend(fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -353,17 +377,19 @@ def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path:
 
 def of_one_machine(records: list[dict[str, Any]]) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], list[str]]:
     """:return: records whose hours can be compared, as :func:`by_label_and_game` has them, and the names of others"""
-    where = [(content["machine"], content["threads"]) for content in records]
-    most = max(set(where), key=where.count)
-    names = [f"{content['label']} {game(content['env'])} {content['seed']}" for content in records]
-    return (
-        by_label_and_game(content for content, place in zip(records, where, strict=True) if place == most),
-        [name for name, place in zip(names, where, strict=True) if place != most],
-    )
+    where = [(content["machine"], content["threads"]) for content in records if content["attempts"] == 1]
+    most = max(set(where), key=where.count, default=None)
+    timed, others = [], []
+    for content in records:
+        if content["attempts"] == 1 and (content["machine"], content["threads"]) == most:
+            timed.append(content)
+        else:
+            others.append(f"{content['label']} {game(content['env'])} {content['seed']}")
+    return by_label_and_game(timed), others
 
 
 def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every seed's result."""
+    """Every seed's result; ``cut`` games had not come to their end after 108,000 frames."""
     return [
         {
             "game": game(content["env"]),
@@ -373,6 +399,7 @@ def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "std": round(float(np.std(content["scores"])), 1),
             "mean - std": round(float(np.mean(content["scores"]) - np.std(content["scores"])), 1),
             "hours": round(content["hours"], 2),
+            "cut": sum(length >= MOST_FRAMES for length in content["lengths"]) if "lengths" in content else "",
         }
         for content in sorted(records, key=lambda content: (content["env"], content["label"], content["seed"]))
     ]
@@ -407,6 +434,8 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=Path("results/learning"), help="of the records")
     parser.add_argument("--picture", type=Path, help="learning_STEPS.png beside the folder of records, if not given")
     args = parser.parse_args(words)
+    if min(args.n_timesteps, args.jobs) < 1:
+        parser.error("-n and --jobs must be at least 1")
     if args.label and len(args.algos) != 1:
         parser.error("--label names the runs of one algorithm, and --algos has several")
 

@@ -382,14 +382,15 @@ def main() -> None:
             times = np.array(pairs, dtype=float)
             key = operation if operation == "add" else f"{operation}{size}"
             row[f"{key}_us"] = round(1e6 * float(np.median(times[:, 0])), 1)
-            row[f"{key}_ratio"] = round(float(np.median(times[:, 0] / times[:, 1])), 3)
+            ratio = float(np.median(times[:, 0] / times[:, 1])) if reference else None
+            row[f"{key}_ratio"] = None if ratio is None else round(ratio, 3)
         if args.save and name in OURS:
             row["save_s"], row["load_s"], row["file_bytes"] = worker.ask("save")
         if worker is not reference:
             worker.close()
         rows[name] = row
         cells = "".join(
-            f"{row[f'{key}_us']:>{w}}{row[f'{key}_ratio']:>7}"
+            f"{row[f'{key}_us']:>{w}}{row[f'{key}_ratio'] or '':>7}"
             for key, w in (("add", 9), ("sample32", 15), ("sample256", 15))
         )
         saved = (
@@ -400,7 +401,12 @@ def main() -> None:
         print(f"{name:24}{row['bytes']:>8}{cells}{saved}", flush=True)
     if args.output:
         about = {"machine": machine.describe(), "python": platform.python_version()}
-        record_ = {"command": shlex.join(sys.argv), "date": time.strftime("%Y-%m-%d"), **about, "rows": rows}
+        record_ = {
+            "command": shlex.join(["python", *sys.argv]),
+            "date": time.strftime("%Y-%m-%d"),
+            **about,
+            "rows": rows,
+        }
         args.output.write_text(json.dumps(record_, indent=1) + "\n")
 
 

@@ -334,7 +334,12 @@ def main() -> None:
         )
     if args.output:
         about = {"machine": machine.describe(), "python": platform.python_version(), "torch": version("torch")}
-        record = {"command": shlex.join(sys.argv), "date": time.strftime("%Y-%m-%d"), **about, "rows": rows}
+        record = {
+            "command": shlex.join(["python", *sys.argv]),
+            "date": time.strftime("%Y-%m-%d"),
+            **about,
+            "rows": rows,
+        }
         args.output.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -10,6 +10,8 @@ copying. The ratio to SB3's DQN is the median over the rounds.
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -133,7 +135,7 @@ def main() -> None:
             )
     if args.output:
         record = {
-            "command": f"python scripts/bench_update.py --game {args.game}",
+            "command": shlex.join(["python", *sys.argv]),
             "date": time.strftime("%Y-%m-%d"),
             "machine": f"{machine.describe(device.type)}, torch {th.__version__}",
             "copy_GB_per_s": round(bandwidth / 1e9, 1),

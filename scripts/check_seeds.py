@@ -25,7 +25,8 @@ def train(algo: str, env_id: str, seed: int, folder: str, zoo_args: list[str]) -
     """:return: the final agent"""
     command = [sys.executable, "-m", "dqn_ext.zoo", "train", "--algo", algo, "--env", env_id, "--seed", str(seed)]
     command += ["-f", folder, "--eval-freq", "-1", "--num-threads", "1", "--verbose", "0", *zoo_args]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0:
+        sys.exit(1)  # it has said why
     runs = Path(folder, algo).glob(f"{env_id}_*")
     return max(runs, key=lambda run: int(run.name.rsplit("_", 1)[1])) / f"{env_id}.zip"
 
@@ -56,7 +57,7 @@ def main() -> None:
 
     if args.output is not None:
         record = {
-            "command": shlex.join(sys.argv),
+            "command": shlex.join(["python", *sys.argv]),
             "env": args.env,
             "protocol": f"final agent, greedy, {args.episodes} episodes",
             "threshold": args.threshold,

@@ -3,7 +3,8 @@
     python scripts/harder_settings.py --env PongNoFrameskip-v4 -f rl-trained-agents --output results/harder_Pong.json
 
 One thing of a NoFrameskip-v4 game's usual settings is changed at a time, by the Zoo's ``env_kwargs``; all else is the
-protocol of scripts/bench_learning.py: full games, unclipped scores, the agent's own epsilon, up to 30 no-ops.
+protocol of scripts/bench_learning.py: full games, unclipped scores, the agent's own epsilon, up to 30 no-ops. A game is
+cut after 108,000 frames; how many were is told.
 ``repeat_action_probability`` 0.25 is what Machado et al. 2018 recommend (https://arxiv.org/abs/1709.06009).
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 import ale_py
 import gymnasium as gym
 import numpy as np
-from bench_learning import EVALUATION_SEED, N_GAMES, play
+from bench_learning import EVALUATION_SEED, MOST_FRAMES, N_GAMES, play
 from huggingface_sb3 import EnvironmentName
 from suite import replace, table
 
@@ -29,7 +30,9 @@ from dqn_ext.zoo import register
 def other_settings(env_id: str) -> dict[str, dict[str, Any]]:
     """By name, what is changed of the environment; first of all nothing."""
     env = gym.make(env_id)
-    ale = env.unwrapped.ale  # type: ignore[attr-defined]
+    ale = getattr(env.unwrapped, "ale", None)
+    if ale is None:
+        sys.exit(f"Error: --env must be a game of ale-py's, not {env_id}.")
     settings: dict[str, dict[str, Any]] = {"as trained": {}, "sticky actions": {"repeat_action_probability": 0.25}}
     settings |= {
         f"difficulty {number}": {"difficulty": number} for number in sorted(ale.getAvailableDifficulties())[1:]
@@ -50,18 +53,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
     parser.add_argument("--output", type=Path, help="a json file for the record")
     args = parser.parse_args()
+    if args.n_games < 1:
+        parser.error("--n-games must be at least 1")
 
     gym.register_envs(ale_py)
     register()
     run = find_run(args)
-    rows = []
+    if not (run / f"{args.env}.zip").is_file():
+        sys.exit(f"Error: {run} has not come to its end: it has no {args.env}.zip.")
+    rows: list[dict[str, Any]] = []
     for name, env_kwargs in other_settings(args.env.gym_id).items():
         agent = load(run / f"{args.env}.zip", args.algo, args.seed)
-        found = play(run, args.env.gym_id, agent, args.seed, args.n_games, **env_kwargs)
-        scores = np.array(found)
-        rows.append({"setting": name, "mean": round(scores.mean(), 1), "std": round(scores.std(), 1), "scores": found})
-        print(f"{name}: {scores.mean():.1f} +/- {scores.std():.1f}", flush=True)
-    print("\n" + table([{key: row[key] for key in ("setting", "mean", "std")} for row in rows]))
+        scores, lengths = play(run, args.env.gym_id, agent, args.seed, args.n_games, **env_kwargs)
+        mean, std = round(float(np.mean(scores)), 1), round(float(np.std(scores)), 1)
+        cut = sum(length >= MOST_FRAMES for length in lengths)
+        rows.append({"setting": name, "mean": mean, "std": std, "cut": cut, "scores": scores, "lengths": lengths})
+        print(f"{name}: {mean} +/- {std}", flush=True)
+    print("\n" + table([{key: row[key] for key in ("setting", "mean", "std", "cut")} for row in rows]))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         record = {

@@ -79,6 +79,8 @@ def play_episodes(agent: DQN, env: VecEnv, n_states: int) -> list[Episode]:
 def measure(label: str, run: Path, n_states: int, n_envs: int) -> list[dict[str, Any]]:
     """A row of each saved agent."""
     algo, env_name = run.parent.name, run.name.rpartition("_")[0]
+    if algo not in ("dqn", "ddqn"):
+        raise SystemExit(f"Error: {run} is of {algo}, and only agents of dqn and ddqn estimate with one Q-network.")
     args = saved_args(run, env_name)
     rows: list[dict[str, Any]] = []
     if not args:
@@ -97,20 +99,26 @@ def measure(label: str, run: Path, n_states: int, n_envs: int) -> list[dict[str,
             raise SystemExit(f"Error: {run} ends its episodes too early to tell what its states are worth.")
         row = {"label": label, "env": args["env"], "seed": args["seed"], "steps": steps, **summary(episodes)}
         rows.append({**row, "epsilon": agent.exploration_rate, "gamma": agent.gamma})
-        found = f"estimated {row['estimate']:7.3f}, obtained {row['return']:7.3f} (+/- {row['standard_error']:.3f})"
+        found = f"estimated {row['estimate']:7.3f}, obtained {row['return']:7.3f} (+/- {row['standard_error']})"
         print(f"{label:12} {args['env']:32} {steps:>9} steps: {found}", flush=True)
     return rows
 
 
 def summary(episodes: list[Episode]) -> dict[str, Any]:
-    """Means over all states; the standard error is that of their difference, with episodes as the unit of chance."""
+    """Means over all states; the standard error is that of their difference, with episodes as the unit of chance.
+
+    One episode alone tells nothing of it: ``None``.
+    """
     estimates, returns = (np.concatenate(arrays) for arrays in zip(*episodes, strict=True))
     excess = float((estimates - returns).mean())
     of_episodes = [float((values - obtained - excess).sum()) for values, obtained in episodes]
+    standard_error, n = None, len(episodes)
+    if n > 1:
+        standard_error = round(float(np.sqrt(np.square(of_episodes).sum() * n / (n - 1))) / len(returns), 4)
     return {
         "estimate": round(float(estimates.mean()), 4),
         "return": round(float(returns.mean()), 4),
-        "standard_error": round(float(np.sqrt(np.square(of_episodes).sum())) / len(returns), 4),
+        "standard_error": standard_error,
         "states": len(returns),
         "episodes": len(episodes),
     }
@@ -163,7 +171,10 @@ def main() -> None:
     gym.register_envs(ale_py)
     register()
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
+    try:
+        rows: list[dict[str, Any]] = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
+    except (ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"Error: {args.output} is no record of this script's, another --output would be.") from error
     measured: set[tuple[str, str, int]] = set()
     for word in args.runs:
         label, _, folder = word.rpartition("=")

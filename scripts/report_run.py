@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from huggingface_sb3 import EnvironmentName
 
 from dqn_ext.hub.metrics import episodes
 
@@ -15,14 +16,18 @@ from dqn_ext.hub.metrics import episodes
 def main() -> None:
     """Print the report; other flags of the Zoo's are passed over."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", required=True)
+    parser.add_argument("--algo", default="ddqn")
+    parser.add_argument("--env", type=EnvironmentName, required=True)
     parser.add_argument("-f", "--log-folder", default="logs")
+    parser.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
     args, _ = parser.parse_known_args()
+    if args.optimize_hyperparameters:
+        return  # a search leaves no agent
 
-    runs = Path(args.log_folder, "ddqn").glob(f"{args.env}_*/{args.env}.zip")
+    runs = Path(args.log_folder, args.algo).glob(f"{args.env}_*/{args.env}.zip")
     agent = max(runs, key=lambda path: path.stat().st_mtime, default=None)
     if agent is None:
-        sys.exit(f"No agent of ddqn for {args.env} below {args.log_folder}.")
+        sys.exit(f"No agent of {args.algo} for {args.env} below {args.log_folder}.")
     run = agent.parent
     print(f"\nThe agent: {agent}")
     scores = episodes(run)[:, 0]
@@ -36,14 +41,14 @@ def main() -> None:
         for timesteps, results in zip(evaluations["timesteps"], evaluations["results"], strict=True):
             print(f"Evaluated: at step {timesteps}, {np.mean(results):.1f} +/- {np.std(results):.1f}")
 
-    agent_args = f"--algo ddqn --env {args.env} -f {args.log_folder}"
+    agent_args = f"--algo {args.algo} --env {args.env.gym_id} -f {args.log_folder}"
     # The commands are those of the interpreter that runs this
     python = Path(sys.executable)
     name = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
     print(f"""
 Watch it:    {name} -m rl_zoo3.enjoy {agent_args}
 Film it:     {name} -m rl_zoo3.record_video {agent_args} -n 1000
-Plot it:     {name} -m rl_zoo3.plots.plot_train -a ddqn -e {args.env} -f {args.log_folder}
+Plot it:     {name} -m rl_zoo3.plots.plot_train -a {args.algo} -e {args.env.gym_id} -f {args.log_folder}
 Continue it: {name} -m rl_zoo3.train {agent_args} -P -i {agent}
 """)
 

@@ -32,6 +32,7 @@ MOST_BYTES = 8_000_000
 def slim(agent: DDQN) -> None:
     """Leave in it only what playing needs; a network that two names share is written once."""
     agent.policy.optimizer.state.clear()
+    agent._last_obs = agent._last_original_obs = None  # of all environments
     for parameter, target in zip(agent.q_net.parameters(), agent.q_net_target.parameters(), strict=True):
         target.data = parameter.data
 
@@ -58,6 +59,23 @@ The optimizer's state is left out: the agent plays, and can be trained on (`-i`)
 """
 
 
+def write(folder: Path, agent: DDQN, run: Path, env: str, training: dict[str, Any]) -> None:
+    """The folder as ``enjoy`` expects it.
+
+    :param run: whence the agent is
+    :param training: the arguments of its training
+    """
+    (folder / env).mkdir(parents=True)
+    slim(agent)
+    agent.save(folder / f"{env}.zip")
+    for name in ("config.yml", "vecnormalize.pkl"):
+        if (run / env / name).exists():
+            shutil.copy(run / env / name, folder / env / name)
+    kept = {name: value for name, value in training.items() if name in KEPT_ARGS}
+    (folder / env / "args.yml").write_text(yaml.dump(kept))
+    shutil.copy(run / "evaluations.npz", folder / "evaluations.npz")
+
+
 def main() -> None:
     """Write the folder anew, all of it or nothing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,9 +84,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("rl-trained-agents"))
     args = parser.parse_args()
 
-    record = json.loads(args.record.read_text())
-    env = EnvironmentName(record["env"])
+    try:
+        record = json.loads(args.record.read_text())
+        env = EnvironmentName(record["env"])
+        of_card = card(record, str(args.folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f"Error: {args.record} is no record of bench_learning.py's: {error!r}")
     training = saved_args(args.run, env)
+    if missing := [name for name in (f"{env}.zip", "evaluations.npz") if not (args.run / name).is_file()]:
+        sys.exit(f"Error: {args.run} is no finished run of {env} with evaluations: it has no {', no '.join(missing)}.")
     agent = DDQN.load(args.run / f"{env}.zip", device="cpu")
     found = {**{name: training.get(name) for name in ("algo", "env", "seed")}, "steps": agent.num_timesteps}
     for name, value in found.items():
@@ -78,21 +102,15 @@ def main() -> None:
     final = args.folder / record["algo"] / f"{env}_1"
     new = final.with_name(final.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
-    (new / env).mkdir(parents=True)
-    slim(agent)
-    agent.save(new / f"{env}.zip")
-    for name in ("config.yml", "vecnormalize.pkl"):
-        if (args.run / env / name).exists():
-            shutil.copy(args.run / env / name, new / env / name)
-    kept = {name: value for name, value in training.items() if name in KEPT_ARGS}
-    (new / env / "args.yml").write_text(yaml.dump(kept))
-    shutil.copy(args.run / "evaluations.npz", new / "evaluations.npz")
-    (new / "README.md").write_text(card(record, str(args.folder)))
-    if (size := sum(path.stat().st_size for path in new.rglob("*"))) > MOST_BYTES:
-        shutil.rmtree(new)
-        sys.exit(f"Error: this agent has {size / 1e6:.1f} MB; a trained agent may have {MOST_BYTES / 1e6:g}.")
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(new, final)
+    try:
+        write(new, agent, args.run, env, training)
+        (new / "README.md").write_text(of_card)
+        if (size := sum(path.stat().st_size for path in new.rglob("*"))) > MOST_BYTES:
+            sys.exit(f"Error: this agent has {size / 1e6:.1f} MB; a trained agent may have {MOST_BYTES / 1e6:g}.")
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(new, final)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
     print(f"{final}: {size / 1e6:.1f} MB")
 
 

@@ -69,7 +69,8 @@ def test_records(folder):
         assert (record["algo"], record["env"], record["seed"], record["n_timesteps"]) == (algo, "CartPole-v1", 7, 3000)
         assert f"-m dqn_ext.zoo train --algo {algo} --env CartPole-v1 --seed 7 -n 3000" in record["command"]
         assert str(folder) not in json.dumps(record)
-        assert len(record["scores"]) == 30
+        assert len(record["scores"]) == len(record["lengths"]) == 30
+        assert record["scores"] == record["lengths"]  # of CartPole
         assert record["epsilon"] == pytest.approx(0.1 if algo == "ddqn" else 0.04)  # of the packaged entries
         assert record["versions"]["torch"]
         assert record["settings"]["env_kwargs"] == "{}"
@@ -103,7 +104,7 @@ def test_only_complete_records_of_the_protocol_are_drawn(folder):
     output = finish("--games CartPole-v1 --seeds -n 3000", folder)
     for name in others:
         (records / f"{name}.json").unlink()
-    assert "cut.json is left out: it lacks curve, env" in output
+    assert "cut.json is left out: it lacks attempts, curve, env" in output
     assert "unfinished.json is left out: it lacks scores" in output
     assert "greedy.json is left out: it is of another protocol (greedy, 5 games)" in output
     assert "short.json is left out: it is of 100 steps" in output
@@ -117,6 +118,7 @@ def test_only_complete_records_of_the_protocol_are_drawn(folder):
     table = [line for line in output.splitlines() if line.startswith("| CartPole-v1")]
     assert len(table) == 3  # and zfree
     assert f"| {round(float(np.mean(good['scores'])), 1)} |" in table[0]
+    assert "Left out of the hours, since interrupted or measured otherwise: " in output
     assert (folder / "results/learning_3000.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -191,6 +193,20 @@ def test_a_record_of_another_training(folder):
     assert kept.stderr.strip().endswith("has steps 3008, and other.json is of 5.")
 
 
+def test_no_run_and_no_record(folder):
+    record = "results/learning/ddqn-CartPole-v1-3000-7.json"
+    (folder / "list.json").write_text("[]")
+    for arguments, sentence in [
+        (("nothing.json",), "Error: nothing.json is no record of bench_learning.py's: FileNotFoundError"),
+        (("list.json",), "Error: list.json is no record of bench_learning.py's: TypeError"),
+        ((record, "nowhere"), "Error: nowhere is no finished run of CartPole-v1 with evaluations: it has no CartPole"),
+    ]:
+        kept = keep(folder, *arguments)
+        assert kept.returncode == 1
+        assert kept.stderr.startswith(sentence)
+    assert not list(folder.rglob("*.new"))
+
+
 def test_interquartile_mean(monkeypatch, capsys):
     """By hand: human-normalized scores 0.1, 0.2, 0.3, 0.4 of two games and two seeds; the middle half is 0.2, 0.3."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
@@ -221,11 +237,19 @@ def test_hours_are_of_one_machine(monkeypatch):
     import bench_learning
 
     records = [
-        {"label": label, "env": "PongNoFrameskip-v4", "seed": seed, "machine": "this one", "threads": threads}
-        for label, seed, threads in (("a", 1, 2), ("a", 2, 1), ("b", 1, 1))
+        {
+            "label": label,
+            "env": "PongNoFrameskip-v4",
+            "seed": seed,
+            "machine": "this one",
+            "threads": threads,
+            "attempts": attempts,
+        }
+        for label, seed, threads, attempts in (("a", 1, 2, 1), ("a", 2, 1, 1), ("b", 1, 1, 1), ("b", 2, 1, 2))
     ]
     timed, others = bench_learning.of_one_machine(records)
-    assert others == ["a Pong 1"]
+    assert others == ["a Pong 1", "b Pong 2"]  # another number of threads; interrupted
+    assert bench_learning.of_one_machine(records[3:])[0] == {}
     assert timed["a"]["PongNoFrameskip-v4"] == [records[1]]
     assert timed["b"]["PongNoFrameskip-v4"] == [records[2]]
 
@@ -250,7 +274,7 @@ def test_what_has_been_recorded_by_another_command(folder):
     output = process.communicate()[0]
     assert process.returncode == 1
     assert "ddqn-CartPole-v1-3000-7.json is of another command (python -m dqn_ext.zoo train" in output
-    assert "give these runs a --label of their own" in output
+    assert "give these runs a --label of their own, or leave seed 7 out of --seeds." in output
     assert "Traceback" not in output
 
 
@@ -259,5 +283,8 @@ def test_bad_input(tmp_path):
     assert "--algos knows dqn, ddqn and qrdqn, whose agents have an epsilon, and not ppo" in process.communicate()[0]
     process = start("--games CartPole-v1 --seeds -n 3000", tmp_path)
     assert "Error: results/learning has no complete record of these games at 3000 steps" in process.communicate()[0]
+    for flags in ("-n 0", "-n 3000 --jobs 0"):
+        process = start(f"--games CartPole-v1 --seeds 1 {flags}", tmp_path)
+        assert "error: -n and --jobs must be at least 1" in process.communicate()[0]
     process = start("--games CartPole-v1 --label x --seeds 1 -n 3000", tmp_path)
     assert "--label names the runs of one algorithm" in process.communicate()[0]

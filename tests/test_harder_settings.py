@@ -29,6 +29,26 @@ def test_settings_of_a_game(monkeypatch):
     assert settings["as trained"] == {}
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--env CartPole-v1", "Error: --env must be a game of ale-py's, not CartPole-v1."),
+        (f"--env {ENV}", f"Error: logs/ddqn/{ENV}_1 has not come to its end: it has no {ENV}.zip."),
+        (f"--env {ENV} -f nowhere", f"Error: There is no run of ddqn on {ENV} in 'nowhere'"),
+        (f"--env {ENV} --n-games 0", "--n-games must be at least 1"),
+    ],
+)
+def test_bad_input(tmp_path, flags, sentence):
+    for env in (ENV, "CartPole-v1"):
+        (tmp_path / f"logs/ddqn/{env}_1").mkdir(parents=True)
+    (tmp_path / "logs/ddqn/CartPole-v1_1/CartPole-v1.zip").touch()
+    command = [sys.executable, str(SCRIPT), *flags.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_table(tmp_path):
     flags = f"--algo ddqn --env {ENV} -n 400 --eval-freq -1 -f logs -params learning_starts:200"
@@ -41,4 +61,5 @@ def test_table(tmp_path):
     record = json.loads((tmp_path / "record.json").read_text())
     agent = DDQN.load(tmp_path / f"logs/ddqn/{ENV}_1/{ENV}.zip", buffer_size=1)
     assert (record["steps"], record["n_games"], record["epsilon"]) == (400, 2, agent.exploration_rate)
-    assert all(len(row["scores"]) == 2 for row in record["rows"])
+    assert all(len(row["scores"]) == len(row["lengths"]) == 2 for row in record["rows"])
+    assert all(row["cut"] == 0 for row in record["rows"])

@@ -78,11 +78,15 @@ def test_a_chain_of_known_values(overestimation):
 
 
 def test_standard_error_by_hand(overestimation):
-    """Excesses of 1 and 3 in the states of one episode, of 4 in the only one of another: 8/3 on average."""
+    """Excesses of 1 and 3 in the states of one episode, of 4 in the only one of another: 8/3 on average.
+
+    The episodes' sums differ from what that makes by -4/3 and 4/3; of two, 2 / (2 - 1) times their squares.
+    """
     episodes = [(np.array([1.0, 3.0]), np.zeros(2)), (np.array([5.0]), np.ones(1))]
     found = overestimation.summary(episodes)
     assert found["estimate"] - found["return"] == pytest.approx(8 / 3, abs=1e-3)
-    assert found["standard_error"] == pytest.approx(np.sqrt((4 - 16 / 3) ** 2 + (4 - 8 / 3) ** 2) / 3, abs=1e-4)
+    assert found["standard_error"] == pytest.approx(np.sqrt(2 * (16 / 9 + 16 / 9)) / 3, abs=1e-4)
+    assert overestimation.summary(episodes[:1])["standard_error"] is None
 
 
 def test_time_limits_are_no_ends(overestimation):
@@ -119,5 +123,14 @@ def test_a_run(tmp_path):
     assert all(row["seed"] == 1 and row["epsilon"] == 0.1 and row["standard_error"] > 0 for row in rows)
     assert len(output.splitlines()) >= 6
     assert (tmp_path / "o/study.png").read_bytes().startswith(b"\x89PNG")
-    process = subprocess.run([sys.executable, str(SCRIPT), "logs/none"], cwd=tmp_path, capture_output=True, text=True)
-    assert "Error: logs/none is no run of the Zoo's with saved agents" in process.stderr
+
+    (tmp_path / "logs/ppo/CartPole-v1_1").mkdir(parents=True)
+    study.write_text("{")
+    for arguments, sentence in [
+        (["logs/none"], "Error: logs/none is no run of the Zoo's with saved agents"),
+        (["logs/ppo/CartPole-v1_1"], "Error: logs/ppo/CartPole-v1_1 is of ppo, and only agents of dqn and ddqn"),
+        ([run, "--output", "o/study.json"], "Error: o/study.json is no record of this script's"),
+    ]:
+        command = [sys.executable, str(SCRIPT), *arguments]
+        process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert sentence in process.stderr
