@@ -39,6 +39,7 @@ from dqn_ext.hub.plain import (
     read_json,
     record,
     sequence,
+    short,
     text,
     whole,
 )
@@ -294,7 +295,7 @@ class Agent:
                 )
                 agent.weights = {name: file.get_tensor(name) for name in headers}
         except SafetensorError as error:
-            raise InvalidInput(f"{WEIGHTS} is not a readable safetensors file ({error}).") from error
+            raise InvalidInput(f"{WEIGHTS} is not a readable safetensors file ({short(str(error))}).") from error
         agent.check_finite()
         return agent
 

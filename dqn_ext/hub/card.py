@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import yaml
 from huggingface_hub import HfApi
-from huggingface_hub.repocard import metadata_eval_result, metadata_load
+from huggingface_hub.repocard import REGEX_YAML_BLOCK, metadata_eval_result
 from matplotlib.figure import Figure
 
 from dqn_ext.errors import InvalidInput
 from dqn_ext.hub import metrics
 from dqn_ext.hub.agent_file import DESCRIPTION, WEIGHTS
 from dqn_ext.hub.client import one_sentence
-from dqn_ext.hub.plain import number, read_json, whole
+from dqn_ext.hub.plain import number, read_json, read_yaml, whole
 
 CARD, RESULTS, VIDEO, CURVE = "README.md", "results.json", "replay.mp4", "training.png"
 MAX_CARD = 2**20  # bytes
@@ -170,8 +170,11 @@ def parse_value(value: Any) -> tuple[float, float]:
     :raises InvalidInput: where it finds none
     """
     # Of a nested value even the text may have no end
-    parts = (value if isinstance(value, str) else f"{value}" if isinstance(value, (int, float)) else "").split("+/-")
+    parts = [""]
     try:
+        parts = (value if isinstance(value, str) else f"{value}" if isinstance(value, (int, float)) else "").split(
+            "+/-"
+        )
         mean, std = float(parts[0]), float(parts[1]) if len(parts) > 1 else 0.0
     except ValueError:
         mean = std = math.nan
@@ -311,8 +314,9 @@ def _check_results(report: Report, names: set[str], folder: Path) -> None:
 def read_metadata(card: Path) -> dict[str, Any] | None:
     """The card's metadata as the leaderboard loads it; ``None`` where there is none, or it cannot be read."""
     try:
-        metadata = metadata_load(card)
-    except Exception:  # YAML's errors, and what the client makes of a damaged card
+        block = REGEX_YAML_BLOCK.search(card.read_bytes().decode())
+        metadata = read_yaml(block[2].encode(), CARD) if block else None  # without aliases, which have no end
+    except (InvalidInput, ValueError):
         return None
     return metadata if isinstance(metadata, dict) else None
 

@@ -1,5 +1,7 @@
 """What goes wrong between here and the Hub, each in one sentence."""
 
+import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -55,6 +57,7 @@ def _reason(error: BaseException) -> str | None:
     if isinstance(error, errors.HFValidationError):
         return line
     # The client hands on what its HTTP library raises, and has changed that library before
-    if isinstance(error, OSError) or type(error).__module__.startswith(("http", "h11", "anyio")):
+    is_https = type(error).__module__.startswith(("http", "h11", "anyio", "requests", "urllib3"))
+    if is_https or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)):
         return f"there is no connection to the Hub ({line})"
-    return None
+    return line if isinstance(error, OSError) else None  # a disk's

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -36,37 +37,37 @@ def download(repo_id: str, algo: str, env_name: str, folder: Path, api: HfApi) -
 
     def fetch(name: str, most: int) -> Path:
         if name not in sizes:
-            raise InvalidInput(f"it has no {name}.")
+            raise InvalidInput(f"{repo_id} has no {name}.")
         if (sizes[name] or 0) > most:
-            raise InvalidInput(f"{name} must not be larger than {most >> 10} KB.")
+            raise InvalidInput(f"{name} of {repo_id} must not be larger than {most >> 10} KB.")
         with one_sentence(f"Downloading {name} of {repo_id}"):
             # All of one commit, whatever is pushed meanwhile
             path = Path(api.hf_hub_download(repo_id, name, revision=repository.sha))
         if path.stat().st_size > most:  # a server need not tell sizes
-            raise InvalidInput(f"{name} must not be larger than {most >> 10} KB.")
+            raise InvalidInput(f"{name} of {repo_id} must not be larger than {most >> 10} KB.")
         return path
 
-    described = {DESCRIPTION, WEIGHTS} <= set(sizes)
+    if {DESCRIPTION, WEIGHTS} <= set(sizes):
+        read: Callable[[], Agent] = partial(
+            Agent.read, fetch(DESCRIPTION, MAX_DESCRIPTION), fetch(WEIGHTS, MAX_WEIGHTS)
+        )
+    else:
+        model = fetch(f"{algo}-{env_name}.zip", MAX_MODEL)
+        config, args = (fetch(name, zoo_file.MAX_CONFIG) for name in ("config.yml", "args.yml"))
+        read = partial(zoo_file.read, model, config, args, algo, env_name)
     try:
-        if described:
-            agent = Agent.read(fetch(DESCRIPTION, MAX_DESCRIPTION), fetch(WEIGHTS, MAX_WEIGHTS))
-        else:
-            agent = zoo_file.read(
-                fetch(f"{algo}-{env_name}.zip", MAX_MODEL),
-                fetch("config.yml", zoo_file.MAX_CONFIG),
-                fetch("args.yml", zoo_file.MAX_CONFIG),
-                algo,
-                env_name,
-            )
+        agent = read()
         description = agent.description
-        if (description["algorithm"], description["env_id"].replace("/", "-")) != (algo, env_name):
-            raise InvalidInput(f"it holds {description['algorithm']} for {description['env_id']}.")
-        write_run_files(agent, folder)
+        is_it = (description["algorithm"], description["env_id"].replace("/", "-")) == (algo, env_name)
+        if is_it:
+            write_run_files(agent, folder)
     except InvalidInput as error:
         raise InvalidInput(
             f"{repo_id} cannot be loaded as weights and plain values: {error} If you trust whoever pushed it as you "
             f"trust a program of theirs, {LET_IT_RUN_CODE}={repo_id} loads it as the Zoo does, which runs its code."
         ) from error
+    if not is_it:
+        raise InvalidInput(f"{repo_id} holds {description['algorithm']} for {description['env_id']}.")
     try:
         metrics.rewrite(fetch("train_eval_metrics.zip", metrics.MAX_METRICS), folder / "train_eval_metrics.zip")
     except InvalidInput as error:

@@ -15,7 +15,7 @@ import numpy as np
 from dqn_ext.errors import InvalidInput
 from dqn_ext.hub.zoo_file import read_member
 
-MAX_METRICS, MAX_MONITORS = 2**26, 256  # bytes of one member, and number of members
+MAX_METRICS, MAX_MONITORS = 2**26, 256  # bytes of all episodes, or of the evaluations; number of files of episodes
 EVALUATIONS = ("timesteps", "results", "ep_lengths", "successes")
 
 
@@ -34,11 +34,16 @@ def rewrite(downloaded: Path, archive: Path) -> None:
     try:
         with zipfile.ZipFile(downloaded) as source, zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
             names = [name for name in source.namelist() if re.fullmatch(r"(\d{1,4}\.)?monitor\.csv", name, re.ASCII)]
-            for name in names[:MAX_MONITORS]:
-                target.writestr(name, _rewritten_monitor(read_member(source, name, MAX_METRICS)))
+            room = MAX_METRICS
+            for name in list(dict.fromkeys(names))[:MAX_MONITORS]:  # a name may be there more than once
+                content = read_member(source, name, room)
+                room -= len(content)
+                target.writestr(name, _rewritten_monitor(content))
             if "evaluations.npz" in source.namelist():
                 target.writestr("evaluations.npz", _rewritten_evaluations(source))
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+    except InvalidInput:
+        raise
+    except Exception as error:  # zipfile, csv and numpy each have many
         raise InvalidInput(f"train_eval_metrics.zip is not a training's record ({error}).") from error
 
 

@@ -22,7 +22,7 @@ def whole(least: int, most: int) -> Check:
 
     def check(value: Any, name: str) -> int:
         if type(value) is not int or not least <= value <= most:
-            raise InvalidInput(f"{name} must be a whole number from {least} to {most}, not {_short(value)}.")
+            raise InvalidInput(f"{name} must be a whole number from {least} to {most}, not {short(value)}.")
         return value
 
     return check
@@ -33,7 +33,7 @@ def number(least: float = -math.inf, most: float = math.inf) -> Check:
 
     def check(value: Any, name: str) -> float:
         if type(value) not in (int, float) or not abs(value) <= 1e300 or not least <= value <= most:
-            raise InvalidInput(f"{name} must be a finite number from {least} to {most}, not {_short(value)}.")
+            raise InvalidInput(f"{name} must be a finite number from {least} to {most}, not {short(value)}.")
         return value
 
     return check
@@ -42,7 +42,7 @@ def number(least: float = -math.inf, most: float = math.inf) -> Check:
 def flag(value: Any, name: str) -> bool:
     """``True`` or ``False``."""
     if type(value) is not bool:
-        raise InvalidInput(f"{name} must be true or false, not {_short(value)}.")
+        raise InvalidInput(f"{name} must be true or false, not {short(value)}.")
     return value
 
 
@@ -51,7 +51,7 @@ def one_of(*values: Any) -> Check:
 
     def check(value: Any, name: str) -> Any:
         if not any(type(value) is type(allowed) and value == allowed for allowed in values):
-            raise InvalidInput(f"{name} must be one of {', '.join(map(str, values))}, not {_short(value)}.")
+            raise InvalidInput(f"{name} must be one of {', '.join(map(str, values))}, not {short(value)}.")
         return value
 
     return check
@@ -62,7 +62,7 @@ def text(pattern: str) -> Check:
 
     def check(value: Any, name: str) -> str:
         if type(value) is not str or not re.fullmatch(pattern, value, re.ASCII):
-            raise InvalidInput(f"{name} must match {pattern}, not be {_short(value)}.")
+            raise InvalidInput(f"{name} must match {pattern}, not be {short(value)}.")
         return value
 
     return check
@@ -73,7 +73,7 @@ def sequence(item: Check, most: int) -> Check:
 
     def check(value: Any, name: str) -> list[Any]:
         if type(value) is not list or len(value) > most:
-            raise InvalidInput(f"{name} must be a list of at most {most}, not {_short(value)}.")
+            raise InvalidInput(f"{name} must be a list of at most {most}, not {short(value)}.")
         return [item(element, f"{name}[{index}]") for index, element in enumerate(value)]
 
     return check
@@ -85,10 +85,10 @@ def record(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 
     def check(value: Any, name: str) -> dict[str, Any]:
         if type(value) is not dict:
-            raise InvalidInput(f"{name} must be a mapping, not {_short(value)}.")
+            raise InvalidInput(f"{name} must be a mapping, not {short(value)}.")
         for field in value:
             if field not in fields:
-                raise InvalidInput(f"{name} must not set {_short(field)}; it may set {', '.join(fields)}.")
+                raise InvalidInput(f"{name} must not set {short(field)}; it may set {', '.join(fields)}.")
         for field in required:
             if field not in value:
                 raise InvalidInput(f"{name} lacks {field}.")
@@ -111,9 +111,12 @@ def either(*checks: Check) -> Check:
     return check
 
 
-def _short(value: Any) -> str:
-    # Of nested values the type alone: their text may have no end
-    return repr(value)[:60] if isinstance(value, (str, int, float, bool, type(None))) else f"a {type(value).__name__}"
+def short(value: Any) -> str:
+    # Of nested values the type alone: their text may have no end; and Python writes no number of some thousand digits
+    is_long = isinstance(value, int) and abs(value) > 10**60
+    if is_long or not isinstance(value, (str, int, float, bool, type(None))):
+        return f"a {'long ' if is_long else ''}{type(value).__name__}"
+    return repr(value)[:60]
 
 
 # ---------------------------------------------------------------------- texts
@@ -128,7 +131,7 @@ def read_json(content: bytes, name: str) -> Any:
     try:
         return json.loads(content.decode(), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{name} is not readable JSON ({_short(str(error))}).") from error
+        raise InvalidInput(f"{name} is not readable JSON ({short(str(error))}).") from error
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -163,8 +166,8 @@ def read_yaml(content: bytes, name: str) -> Any:
     """
     try:
         return yaml.load(content.decode(), Loader=_PlainLoader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise InvalidInput(f"{name} is not YAML of plain values ({_short(str(error))}).") from error
+    except Exception as error:  # YAML's own, and what its constructors meet in an empty or strange scalar
+        raise InvalidInput(f"{name} is not YAML of plain values ({short(str(error))}).") from error
 
 
 def read_expression(expression: str, name: str) -> Any:
@@ -175,7 +178,7 @@ def read_expression(expression: str, name: str) -> Any:
     try:
         return _literal(ast.parse(expression.strip(), mode="eval").body)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise InvalidInput(f"{name} is not a literal: {_short(expression)}.") from error
+        raise InvalidInput(f"{name} is not a literal: {short(expression)}.") from error
 
 
 def _literal(node: ast.AST) -> Any:

@@ -10,6 +10,7 @@ import functools
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,13 @@ from dqn_ext.hub import metrics
 from dqn_ext.hub.agent_file import ALGORITHMS, DESCRIPTION, WEIGHTS, Agent
 from dqn_ext.hub.card import CARD, CURVE, RESULTS, VIDEO, check, draw_curve, write_card, write_results
 from dqn_ext.hub.client import one_sentence
+from dqn_ext.hub.plain import read_expression
 
 CONFIG = ("config.yml", "args.yml", "env_kwargs.yml", "vec_normalize.pkl", "train_eval_metrics.zip")
 FILES = {DESCRIPTION, WEIGHTS, CARD, CURVE, RESULTS, VIDEO, *CONFIG}
 # Beside them the model, and what the plain Zoo pushed of it a second time, unzipped
 _MODEL = re.compile(r"d?dqn-[\w.-]+\.zip")
+_REPLAY = "replay_buffer_kwargs"
 _UNZIPPED = re.compile(r"d?dqn-[\w.-]+/(data|[\w.]+\.pth|_stable_baselines3_version|system_info\.txt)")
 # What args.yml says of the training; the rest are folders, accounts and storages of the pusher's
 _ARGS = ("algo", "env", "env_kwargs", "n_timesteps", "seed", "hyperparams", "eval_freq", "eval_episodes", "vec_env")
@@ -45,19 +48,20 @@ def parse_args(parser: argparse.ArgumentParser, package: Callable[..., Any]) -> 
     :param parser: the Zoo's
     :param package: the Zoo's ``package_to_hub``, for other algorithms
     """
-    parser.add_argument("--n-eval-episodes", type=int, default=10, help="Games that the score is of (dqn, ddqn)")
+    parser.add_argument("--n-eval-episodes", type=int, help="Games that the score is of (dqn, ddqn); 10 by default")
     parser.add_argument("--dry-run", action="store_true", help="Prepare and show everything, send nothing (dqn, ddqn)")
     args = parser.parse_args()
     if args.algo not in ALGORITHMS:
+        if args.dry_run or args.n_eval_episodes is not None:  # which the Zoo would not heed
+            raise InvalidInput(f"--dry-run and --n-eval-episodes are for dqn and ddqn, not for {args.algo}.")
         return args, package
-    if args.n_eval_episodes < 1:
-        raise InvalidInput(f"--n-eval-episodes must be at least 1, not {args.n_eval_episodes}.")
+    n_games = 10 if args.n_eval_episodes is None else args.n_eval_episodes
+    if n_games < 1:
+        raise InvalidInput(f"--n-eval-episodes must be at least 1, not {n_games}.")
     args.n_envs = 1  # as the Zoo has it for dqn
     if not args.dry_run and huggingface_hub.get_token() is None:
         print("There is no token to send with: log in with `hf auth login`. The folder is prepared in any case.")
-    return args, functools.partial(
-        package_to_hub, n_games=args.n_eval_episodes, eval_seed=args.seed, dry_run=args.dry_run
-    )
+    return args, functools.partial(package_to_hub, n_games=n_games, eval_seed=args.seed, dry_run=args.dry_run)
 
 
 def package_to_hub(
@@ -90,7 +94,7 @@ def package_to_hub(
     :param dry_run: whether to send nothing
     :raises InvalidInput: where sending fails; the prepared folder is kept
     """
-    hyperparams = dict(hyperparams)
+    hyperparams = without_folders(hyperparams)
     trained_with = hyperparams.pop("env_kwargs", None) or {}
     if any(env_kwargs.get(name) != value for name, value in trained_with.items()):
         again = " ".join(f"{name}:{value!r}" for name, value in trained_with.items())
@@ -108,6 +112,8 @@ def package_to_hub(
     print(f"Playing {n_games} games for the score")
     run, args = log_path / env_name, _training_args(log_path / env_name / "args.yml")
     model.buffer_size = 1  # whoever loads the zip with SB3 alone would reserve the training's
+    model.tensorboard_log = None
+    model.replay_buffer_kwargs = without_folders({_REPLAY: model.replay_buffer_kwargs})[_REPLAY]
     model.save(folder / f"{model_name}.zip")
     normalize: Any = unwrap_vec_normalize(eval_env)
     if normalize is not None:
@@ -137,7 +143,7 @@ def package_to_hub(
         "seed": args.get("seed"),
     }
     write_results(folder, results)
-    if generate_video:
+    if generate_video and video_length > 0:
         try:
             seconds = record_video(model, eval_env, folder / VIDEO, video_length, is_deterministic)
             if seconds <= 1:
@@ -157,14 +163,32 @@ def package_to_hub(
         send(folder, repo_id, commit_message)
 
 
+def without_folders(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
+    """All but the folder of a memory-mapped replay memory, which is the pusher's."""
+    kwargs = hyperparams.get(_REPLAY)
+    with suppress(InvalidInput):
+        kwargs = read_expression(kwargs, _REPLAY) if isinstance(kwargs, str) else kwargs
+    if not isinstance(kwargs, Mapping) or "store_dir" not in kwargs:
+        return dict(hyperparams)
+    others = {name: value for name, value in kwargs.items() if name != "store_dir"}
+    return {**hyperparams, _REPLAY: others}
+
+
 def _training_args(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # the Zoo does without
+        return {}
     with path.open() as file:
         args = yaml.load(file, Loader=yaml.UnsafeLoader)  # of the user's own run
-    return {name: args[name] for name in _ARGS if name in args}
+    kept = {name: args[name] for name in _ARGS if name in args}
+    if isinstance(kept.get("hyperparams"), Mapping):
+        kept["hyperparams"] = without_folders(kept["hyperparams"])
+    return kept
 
 
 def _copy_config(run: Path, folder: Path, args: dict[str, Any], env_kwargs: Mapping[str, Any]) -> None:
     shutil.copy(run / "config.yml", folder / "config.yml")
+    if without_folders(hyperparams := _config_of(folder)) != dict(hyperparams):
+        (folder / "config.yml").write_text(yaml.dump(without_folders(hyperparams)))
     (folder / "args.yml").write_text(yaml.dump(args))
     (folder / "env_kwargs.yml").write_text(yaml.dump(dict(env_kwargs)))
 

@@ -76,8 +76,10 @@ def read(model: Path, config: Path, args: Path, algo: str, env_name: str) -> Age
     observation_space, action_space = _spaces_of_environment(description)
     description["observation_space"] = describe_space(observation_space)
     description["action_space"] = describe_space(action_space)
-    agent = Agent(check_description(description), weights)
+    agent = Agent(check_description(description), {})
     agent.check_weights({name: (str(weight.dtype), weight.shape) for name, weight in weights.items()})
+    # Not before: of a few bytes a view may have any shape
+    agent.weights = {name: weight.contiguous() for name, weight in weights.items()}
     agent.check_finite()
     return agent
 
@@ -102,17 +104,24 @@ def _spaces_of_environment(description: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _read_weights(content: bytes) -> dict[str, th.Tensor]:
-    with _open_zip(io.BytesIO(content), "policy.pth") as archive:
+    rewritten = io.BytesIO()
+    with _open_zip(io.BytesIO(content), "policy.pth") as archive, zipfile.ZipFile(rewritten, "w") as plain:
         # PyTorch inflates what is deflated, and never writes it so
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise InvalidInput("policy.pth must not be compressed.")
+        # Written anew, since PyTorch may find other members in a zip than Python does
+        room = len(content)
+        for name in dict.fromkeys(archive.namelist()):
+            member = read_member(archive, name, room)
+            room -= len(member)
+            plain.writestr(name, member)
     try:
-        weights = th.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return {
-            name.removeprefix("q_net."): weight.contiguous()
-            for name, weight in weights.items()
-            if name.startswith("q_net.")
-        }
+        rewritten.seek(0)
+        weights = th.load(rewritten, map_location="cpu", weights_only=True)
+        found = {name.removeprefix("q_net."): weight for name, weight in weights.items() if name.startswith("q_net.")}
+        if any(weight.device.type != "cpu" or weight.layout != th.strided for weight in found.values()):
+            raise ValueError("weights that are not there")
+        return found
     except Exception as error:  # pickle, zipfile and torch each have their own
         raise InvalidInput(f"policy.pth holds more than weights, or is damaged ({str(error)[:80]}).") from error
 
@@ -120,7 +129,7 @@ def _read_weights(content: bytes) -> dict[str, th.Tensor]:
 def _open_zip(file: Path | io.BytesIO, name: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, ValueError) as error:
+    except Exception as error:  # BadZipFile, ValueError, NotImplementedError, ...
         raise InvalidInput(f"{name} is not a zip file ({error}).") from error
 
 

@@ -167,7 +167,13 @@ def provide_ffmpeg() -> None:
 
 
 # The Zoo's own, which name the game, the agent or the folder
-SENTENCES = ("not found in gym registry", "No model found for", "folder was not found", "already exists, use --force")
+SENTENCES = (
+    "not found in gym registry",
+    "No model found for",
+    "No checkpoint found for",
+    "folder was not found",
+    "already exists, use --force",
+)
 
 
 def print_one_sentence() -> None:

@@ -103,6 +103,10 @@ HOSTILE_CARDS = [
     "---\n- 1\n---\n",
     "---\n" + "[" * 100_000 + "\n---\n",
     "no metadata",
+    "---\na0: &a0 {x: 1}\n"
+    + "\n".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 60))
+    + "\n---\n",
+    f"---\nmodel-index:\n- results:\n  - dataset: {{name: x}}\n    metrics: [{{value: 0x{'f' * 5000}}}]\n---\n",
     "---\ntags: 3\nmodel-index: 4\nlibrary_name: {}\n---\n",
     "---\n"
     + "\n".join(["a0: &a0 [x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60)])

@@ -6,6 +6,7 @@ import json
 import pickle
 import stat
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -163,8 +164,8 @@ EDITS = {
     "algorithm by path": ({"algorithm": "../../evil"}, "algorithm must be one of"),
     "environment by module": ({"env_id": "evil:CartPole-v1"}, "env_id must match"),
     "environment as path": ({"env_id": "../../CartPole-v1"}, "env_id must match"),
-    "another environment": ({"env_id": "Acrobot-v1"}, "it holds ddqn for Acrobot-v1"),
-    "another algorithm": ({"algorithm": "dqn"}, "it holds dqn for"),
+    "another environment": ({"env_id": "Acrobot-v1"}, "mallory/agent holds ddqn for Acrobot-v1"),
+    "another algorithm": ({"algorithm": "dqn"}, "mallory/agent holds dqn for"),
     "normalize as code": ({"hyperparameters__normalize": CODE}, "normalize must be a mapping"),
     "normalize without numbers": ({"hyperparameters__normalize": True}, "must have a normalization"),
     "wrapper by name": ({"hyperparameters__env_wrapper": "os.system"}, "env_wrapper must be one of"),
@@ -228,7 +229,7 @@ def description_nested_without_end(files):
     files["agent.json"] = b"[" * 200_000
 
 
-@described("must not be larger than")
+@described("of mallory/agent must not be larger than")
 def description_too_long(files):
     files["agent.json"] += b" " * 2**21
 
@@ -360,11 +361,46 @@ def data_as_a_bomb(files):
     files[f"ddqn-{ENV}.zip"] = zipped(members, zipfile.ZIP_DEFLATED)
 
 
+def edit_weights_of_the_zoos(change: Callable[[dict[str, Any]], None]) -> Case:
+    def edit(files: Files) -> None:
+        weights = th.load(io.BytesIO(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"]), weights_only=True)
+        change(weights)
+        edit_model(policy__pth=torch_saved(weights))(files)
+
+    return edit
+
+
+@plain("must be float32 of shape")
+def a_view_of_four_bytes_as_a_terabyte(files):
+    edit_weights_of_the_zoos(lambda weights: weights.update({f"q_net.{FIRST}": th.zeros(1).expand(2**40)}))(files)
+
+
+@plain("policy.pth holds more than weights, or is damaged")
+def weights_on_no_device(files):
+    nothing = th.empty(16, 4, device="meta")
+    edit_weights_of_the_zoos(lambda weights: weights.update({f"q_net.{FIRST}": nothing}))(files)
+
+
+@plain(HARMLESS)
+def two_directories_in_one_zip(files):
+    """Python reads the one before the end record, PyTorch the one that the end record points to, of NaN here."""
+    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    good = zipped(members)
+    end = good.rindex(b"PK\5\6")
+    (offset,) = struct.unpack_from("<I", good, end + 16)  # of the directory: the other one's is made the same
+    members["archive/data/0"] = np.full(len(members["archive/data/0"]) // 4, np.nan, np.float32).tobytes()
+    room = offset - struct.unpack_from("<I", zipped(members, zipfile.ZIP_DEFLATED)[-6:])[0]
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+        archive.writestr(zipfile.ZipInfo("padding"), bytes(room - 30 - len("padding")))
+    bad = content.getvalue()
+    edit_model(policy__pth=bad[: bad.rindex(b"PK\5\6")] + good)(files)
+
+
 @plain("must be float32 of shape")
 def wrong_shapes_of_the_zoos(files):
-    edit_model(policy__pth=torch_saved({f"q_net.{FIRST}": th.zeros(1).expand(2**40)}))(files)
-    weights = th.load(io.BytesIO(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"]), weights_only=True)
-    assert weights[f"q_net.{FIRST}"].shape == (2**40,)
     names = [f"q_net.q_net.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
     edit_model(policy__pth=torch_saved({name: th.zeros(1) for name in names}))(files)
 
@@ -389,6 +425,16 @@ def config_makes_an_object(files):
 @plain("config.yml is not YAML of plain values")
 def config_with_an_object_inside(files):
     files["config.yml"] += f"  - - gamma\n    - !!python/object/apply:builtins.open ['{MARKER}', 'w']\n".encode()
+
+
+@plain("config.yml is not YAML of plain values")
+def config_with_strange_scalars(files):
+    files["config.yml"] = b"gamma: !!int ''\n"
+
+
+@plain("must be a")
+def config_with_a_number_of_many_digits(files):
+    files["config.yml"] += f"  - - gamma\n    - 0x{'f' * 5000}\n".encode()
 
 
 @plain("args.yml is not YAML of plain values")
@@ -453,7 +499,7 @@ def environment_that_fails(files):
     files["args.yml"] = b"env: CartPole-v1\nenv_kwargs: {no_such_argument: 1}\n"
 
 
-@plain("must not be larger than")
+@plain("of mallory/agent must not be larger than")
 def config_too_long(files):
     files["config.yml"] += b"#" * 2**19
 
@@ -496,6 +542,28 @@ def metrics_as_a_bomb(files):
         for _ in range(80):
             member.write(bytes(2**20))
     files["train_eval_metrics.zip"] = content.getvalue()
+
+
+@described(HARMLESS)
+def one_member_of_metrics_many_times(files):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(300):
+            archive.writestr("0.monitor.csv", b"#{}\nr,l,t\n" + b"1.0,1,1.0\n" * 10_000)
+    files["train_eval_metrics.zip"] = content.getvalue()
+
+
+@described(HARMLESS)
+def metrics_with_a_field_without_end(files):
+    edit_metrics(**{"0__monitor__csv": b"#{}\nr,l,t\n" + b"1" * 200_000 + b",1,1\n"})(files)
+
+
+@described(HARMLESS)
+def evaluations_with_strange_headers(files):
+    for header in (b"((((", b"{'descr': (), 'fortran_order': False, 'shape': ()}", b"-" * 20_000 + b"1"):
+        array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+        edit_metrics(evaluations__npz=zipped({"timesteps.npy": array}))(files)
 
 
 @described(HARMLESS)
@@ -568,7 +636,9 @@ def check(hub: HubServer, files: Files, tmp_path: Path, case: Case, says: str) -
         with pytest.raises(InvalidInput) as error:
             download(hub, files, folder)
         assert says in str(error.value)
-        assert f"{hub_load.LET_IT_RUN_CODE}=mallory/agent loads it as the Zoo does" in str(error.value)
+        # Code would not help where a file is too large, or of another agent
+        advised = f"{hub_load.LET_IT_RUN_CODE}=mallory/agent loads it as the Zoo does" in str(error.value)
+        assert advised != ("of mallory/agent must not be larger" in says or "mallory/agent holds" in says)
         assert not any(folder.iterdir())
     else:
         download(hub, files, folder)

@@ -20,7 +20,7 @@ from dqn_ext.errors import InvalidInput
 from dqn_ext.hub import client
 from dqn_ext.hub.card import check
 from dqn_ext.hub.load import LET_IT_RUN_CODE
-from dqn_ext.hub.push import files_of, send
+from dqn_ext.hub.push import files_of, send, without_folders
 from tests.hub.hub_server import HubServer
 from tests.zoo.conftest import run_python
 
@@ -162,6 +162,33 @@ def test_a_push_without_a_video_says_so_before_it_sends(trained, hub, tmp_path):
     assert f"to try again: python -m dqn_ext.hub push hub/dqn-{ENV} {REPO}" in line
     assert len(files_of(tmp_path / "hub" / f"dqn-{ENV}")) == 10
     assert not hub.repos
+
+
+def test_no_dry_run_of_other_algorithms(trained, tmp_path):
+    """The Zoo would send, and play ten games."""
+    for flag in ("--dry-run", "--n-eval-episodes 3"):
+        process = run_python(
+            f"-m rl_zoo3.push_to_hub --algo ppo --env {ENV} -f {trained}/logs -orga me {flag}", tmp_path, check=False
+        )
+        assert process.returncode == 1
+        assert "Error: --dry-run and --n-eval-episodes are for dqn and ddqn, not for ppo." in process.stderr
+
+
+@pytest.mark.parametrize("kwargs", ["dict(store='memmap', store_dir='/home/alice')", {"store_dir": "/home/alice"}])
+def test_folders_stay_at_home(kwargs):
+    pushed = without_folders({"replay_buffer_kwargs": kwargs, "gamma": 0.9})
+    assert pushed["gamma"] == 0.9
+    assert "alice" not in str(pushed)
+    others = {"replay_buffer_kwargs": "dict(store='raw')", "gamma": 0.9}
+    assert without_folders(others) == others
+
+
+def test_a_full_disk_is_no_lost_connection():
+    with (
+        pytest.raises(InvalidInput, match=r"Downloading x failed: \[Errno 28\] No space left on device\."),
+        client.one_sentence("Downloading x"),
+    ):
+        raise OSError(28, "No space left on device")
 
 
 def test_a_run_that_cannot_be_pushed_as_it_was_trained(trained, tmp_path):
