@@ -417,9 +417,18 @@ class DDQN(DQN):
         if isinstance(path, (str, pathlib.Path)) and not pathlib.Path(path).exists():
             path = f"{path}.pkl"
         if not files.is_replay_file(path):
-            if issubclass(self._choose_replay_buffer()[0], FrameReplayBuffer):
+            buffer_class, buffer_kwargs = self._choose_replay_buffer()
+            if issubclass(buffer_class, FrameReplayBuffer):
                 raise InvalidInput(f"{path} is not a replay memory of stacked images; it has not been unpickled.")
             super().load_replay_buffer(path, truncate_last_traj)
+            loaded = self.replay_buffer
+            if type(loaded) is not buffer_class or loaded.n_envs != self.n_envs:
+                raise InvalidInput(
+                    f"{path} holds a {type(loaded).__name__} of {loaded.n_envs} environments, and these settings need "
+                    f"a {buffer_class.__name__} of {self.n_envs}."
+                )
+            if isinstance(loaded, NStepReplayBuffer):
+                loaded.n_steps, loaded.gamma = buffer_kwargs["n_steps"], buffer_kwargs["gamma"]
             return
         replay_buffer = self._create_replay_buffer()
         if not isinstance(replay_buffer, FrameReplayBuffer):

@@ -232,6 +232,24 @@ def test_replay_memory_is_allocated_when_needed(tmp_path):
     assert again.replay_buffer.size() == 12
 
 
+def test_a_pickled_replay_memory_takes_the_settings(tmp_path):
+    """SB3 takes those that it was saved with, whatever the agent's are."""
+    three_steps = DDQN("MlpPolicy", "CartPole-v1", n_steps=3, learning_starts=10, device="cpu").learn(40)
+    three_steps.save_replay_buffer(tmp_path / "pickled")
+    two_steps = DDQN("MlpPolicy", "CartPole-v1", n_steps=2, gamma=0.5, device="cpu")
+    two_steps.load_replay_buffer(tmp_path / "pickled")
+    loaded = two_steps.replay_buffer
+    assert isinstance(loaded, NStepReplayBuffer)
+    assert (loaded.n_steps, loaded.gamma, loaded.size()) == (2, 0.5, 40)
+    assert set(loaded.sample(64).discounts.unique().tolist()) <= {0.5, 0.25}
+    with pytest.raises(InvalidInput, match=r"holds a NStepReplayBuffer of 1 environments, and .* a ReplayBuffer of 1"):
+        DDQN("MlpPolicy", "CartPole-v1", device="cpu").load_replay_buffer(tmp_path / "pickled")
+    with pytest.raises(InvalidInput, match=r"of 1 environments, and these settings need a NStepReplayBuffer of 2\."):
+        DDQN("MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=3, device="cpu").load_replay_buffer(
+            tmp_path / "pickled"
+        )
+
+
 def test_replay_buffer_classes():
     def buffer_of(**kwargs):
         return DDQN("MlpPolicy", "CartPole-v1", **{**SMALL, **kwargs}).replay_buffer

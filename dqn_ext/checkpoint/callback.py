@@ -16,7 +16,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 
 from dqn_ext.checkpoint import state
-from dqn_ext.checkpoint.folder import Checkpoint, CheckpointFolder, Unusable
+from dqn_ext.checkpoint.folder import Checkpoint, CheckpointFolder, Unusable, sync
 from dqn_ext.errors import Diverged, InvalidInput
 
 # By convention 128 and the signal's number; of SIGUSR1, by which Slurm and others announce that time is up, and whose
@@ -67,18 +67,23 @@ class ResumeCallback(BaseCallback):
         except InvalidInput:
             self.folder.unlock()
             raise
+        self._resumes = self._from is not None
         self._signal: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
         self._last_step = -1
         if self._from is not None:
             self.settings = self._from.about.get("settings", {})
-            self.folder.set_aside_after(self._from.step)
-            self._restore_files(self._from.path / "run")
+            try:
+                self.folder.set_aside_after(self._from.step)
+                self._restore_files(self._from.path / "run")
+            except OSError as error:
+                self.folder.unlock()
+                raise InvalidInput(f"The files of {self.run} cannot be as they were: {error}.") from error
 
     @property
     def resumes(self) -> bool:
         """Whether a run goes on, or a new one begins."""
-        return self._from is not None
+        return self._resumes
 
     def _check_settings(self, about: dict[str, Any]) -> None:
         if other := differences(about.get("settings", {}), self.settings):
@@ -106,6 +111,7 @@ class ResumeCallback(BaseCallback):
             reason = " ".join(str(error).split())  # torch's have many lines
             raise InvalidInput(f"The run cannot go on from {path}: {reason}") from error
         self.num_timesteps = self._last_step = step
+        self._from = None  # another learn() goes on from there
         print(
             f"Going on from step {step} of {self.locals['total_timesteps']}, kept in {path}"
             + (f"; its games start anew ({reason})" if reason else ""),
@@ -126,8 +132,11 @@ class ResumeCallback(BaseCallback):
                 target = self.run / source.relative_to(kept)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary = target.with_name(f".{target.name}.tmp")
-                shutil.copy(source, temporary)
-                os.replace(temporary, target)
+                try:
+                    shutil.copy(source, temporary)
+                    os.replace(temporary, target)
+                finally:
+                    temporary.unlink(missing_ok=True)
 
     def _run_files(self) -> list[Path]:
         files = {file for pattern in self.files for file in self.run.glob(pattern) if file.is_file()}
@@ -176,6 +185,12 @@ class ResumeCallback(BaseCallback):
             target = folder / "run" / file.relative_to(self.run)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
+
+    def finish(self) -> None:
+        """Remove the checkpoints, once what the run has come to is on the disk: they were the only copies that were."""
+        for file in {*self._run_files(), *self.run.glob("*.zip"), *self.run.glob("*.pkl"), self.run}:
+            sync(file)
+        self.folder.clear()
 
     # ------------------------------------------------------------------ leaving
 

@@ -29,6 +29,10 @@ class Unusable(Exception):
     """Why a checkpoint cannot be used, as the end of a sentence."""
 
 
+class InUse(InvalidInput):
+    """Another process trains the run."""
+
+
 class CheckpointFolder:
     """Checkpoints of one run, ``path/STEP/``, of which the newest two are kept.
 
@@ -45,13 +49,14 @@ class CheckpointFolder:
     def lock(self) -> None:
         """Keep other processes out, until this one ends.
 
-        :raises InvalidInput: where another one is in already, or the folder cannot be made
+        :raises InUse: where another one is in already
+        :raises InvalidInput: where the folder cannot be made
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise InvalidInput(f"{self.path.parent} is being trained by another process.") from None
+            raise InUse(f"{self.path.parent} is being trained by another process.") from None
         except OSError as error:
             raise InvalidInput(f"Checkpoints cannot be written to {self.path}: {error.strerror}.") from error
 
@@ -170,11 +175,11 @@ class CheckpointFolder:
             )
             # On the disk before it gets its name, or a machine that loses power keeps the name alone
             for entry in [*temporary.rglob("*"), temporary]:
-                _sync(entry)
+                sync(entry)
             if path.exists():
                 self._remove(path)
             temporary.rename(path)
-            _sync(self.path)
+            sync(self.path)
             for old in self.steps()[KEPT:]:
                 self._remove(self.at(old))
         except (OSError, InvalidInput) as error:
@@ -230,7 +235,8 @@ def describe(path: Path) -> dict[str, Any]:
     return {"bytes": size, "sha256": checksum.hexdigest()}
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of its files, is on the disk."""
     if path.is_dir() and os.name == "nt":  # has no such thing
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)

@@ -1,5 +1,6 @@
 """What decides how a run goes on, beside the weights and the replay memory, which have files of their own."""
 
+import inspect
 import random
 import time
 from collections.abc import Iterator, Mapping
@@ -195,10 +196,11 @@ def callbacks_below(root: BaseCallback) -> dict[str, BaseCallback]:
 
 
 def _callback_state(callback: BaseCallback) -> dict[str, Any]:
-    """Counters and records. Strings are settings, such as folders, which may have been moved."""
-    state = {}
+    """Counters and records. Settings, which the command gives again, are those of its constructor, and strings."""
+    state: dict[str, Any] = {}
+    settings = {*inspect.signature(type(callback).__init__).parameters, "verbose", "callbacks"}
     for name, value in vars(callback).items():
-        if isinstance(value, (int, float, np.generic, np.ndarray, list)) and name not in ("verbose", "callbacks"):
+        if isinstance(value, (int, float, np.generic, np.ndarray, list)) and name not in settings:
             try:
                 state[name] = encode(value)
             except NotPlain:

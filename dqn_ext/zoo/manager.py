@@ -18,12 +18,11 @@ from optuna.trial import TrialState
 from rl_zoo3 import exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import ProgressBarCallback
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from dqn_ext import atari
-from dqn_ext.checkpoint import CheckpointFolder, ResumeCallback, Unusable, differences
+from dqn_ext.checkpoint import CheckpointFolder, InUse, ResumeCallback, Unusable, differences
 from dqn_ext.ddqn import DDQN, check_model_file
 from dqn_ext.errors import Diverged, InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
@@ -163,7 +162,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
         """Go on with a run of these settings that has not come to its end, or begin a new one."""
         if _seed_is_given():
             settings["seed"] = repr(self.seed)
-        self._resume = self._unfinished_run(freq, settings) or ResumeCallback(self.save_path, freq, settings)
+        self._resume = self._unfinished_run(freq, settings) or self._new_run(freq, settings)
         if self._resume.resumes:
             self.save_path = str(self._resume.run)
             self.params_path = f"{self.save_path}/{self.env_name}"
@@ -171,6 +170,20 @@ class ExperimentManager(exp_manager.ExperimentManager):
             self.seed = self.args.seed = int(self._resume.settings["seed"])
         else:
             self._resume.settings["seed"] = repr(self.seed)
+
+    def _new_run(self, freq: int, settings: dict[str, str]) -> ResumeCallback:
+        """In the folder that the Zoo has chosen, or, where another process has chosen the same, in the next one."""
+        while True:
+            try:
+                return ResumeCallback(self.save_path, freq, settings)
+            except InUse:
+                path = Path(self.save_path)
+                number = re.match(r"\d+", path.name[len(self.env_name) + 1 :])
+                if number is None:
+                    raise
+                rest = path.name[len(self.env_name) + 1 + number.end() :]  # --uuid's
+                self.save_path = str(path.with_name(f"{self.env_name}_{int(number[0]) + 1}{rest}"))
+                self.params_path = f"{self.save_path}/{self.env_name}"
 
     def _unfinished_run(self, freq: int, settings: dict[str, str]) -> ResumeCallback | None:
         """The newest run of these settings that has checkpoints; why another is not gone on with is said."""
@@ -224,26 +237,31 @@ class ExperimentManager(exp_manager.ExperimentManager):
         try:
             super().learn(model)
         except Diverged as error:
-            good = self._resume.folder.at(self._resume.folder.steps()[0])
+            if not (steps := self._resume.folder.steps()):  # at the start
+                raise
+            good = self._resume.folder.at(steps[0])
             raise Diverged(
                 f"{error} The last good state is {good}; -i {good}/model.zip goes on from its agent, "
                 f"with other hyperparameters."
             ) from error
         except SystemExit:
             # A signal's: as the Zoo does on Ctrl-C, for enjoy and the like
-            super().save_trained_model(model)
+            try:
+                super().save_trained_model(model)
+            except OSError as error:
+                print(f"Warning: the agent as it is could not be written: {error}", file=sys.stderr)
             raise
         finally:
             # The Zoo does so for the first callback only
             for callback in self.callbacks:
-                if isinstance(callback, (ProgressBarCallback, ResumeCallback)):
+                if isinstance(callback, ResumeCallback) or hasattr(callback, "pbar"):  # a progress bar that was begun
                     callback.on_training_end()
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """Cf. the Zoo's. A run that has come to its end needs its checkpoints no more."""
         super().save_trained_model(model)
         if self._resume is not None:
-            self._resume.folder.clear()
+            self._resume.finish()
 
     def _check_action_space(self, env_wrapper: Any) -> None:
         env = gym.make(self.env_name.gym_id, **self.env_kwargs)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import DQN
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from dqn_ext.checkpoint import CheckpointFolder, callback
+from dqn_ext.checkpoint import CheckpointFolder, callback, state
 from dqn_ext.errors import Diverged, InvalidInput
 from tests.checkpoint.runs import FREQ, TOTAL, Run, assert_same, interrupt, outcome
 
@@ -266,6 +266,40 @@ def test_another_game_or_agent(tmp_path, changes, sentence):
     run.close()
 
 
+def test_another_learn_goes_on_from_where_the_first_ended(tmp_path, capsys):
+    interrupt(tmp_path, FREQ + 5, env="MountainCar-v0")
+    run = Run(tmp_path, env="MountainCar-v0")
+    run.model.learn(TOTAL, callback=run.callbacks)
+    weights = [parameter.clone() for parameter in run.model.q_net.parameters()]
+    run.model.learning_starts = 10**6  # nothing more is learned
+    run.model.learn(8, callback=run.callbacks, reset_num_timesteps=False)
+    run.close()
+    assert run.model.num_timesteps == TOTAL + 8
+    assert all(map(th.equal, weights, run.model.q_net.parameters()))
+    assert capsys.readouterr().out.count("Going on from step") == 1
+
+
+def test_files_that_cannot_be_put_back(tmp_path):
+    """A folder stands in a file's place; another process may try again."""
+    interrupt(tmp_path, FREQ + 5, env="MountainCar-v0")
+    (tmp_path / "0.monitor.csv").unlink()
+    (tmp_path / "0.monitor.csv").mkdir()
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match=rf"The files of {tmp_path} cannot be as they were: .*Is a directory"):
+            Run(tmp_path, env="MountainCar-v0")
+    assert not list(tmp_path.glob(".*.tmp"))
+    (tmp_path / "0.monitor.csv").rmdir()
+    Run(tmp_path, env="MountainCar-v0").close()
+
+
+def test_settings_of_callbacks_are_the_commands():
+    saving = CheckpointCallback(save_freq=400, save_path="here")
+    saving.n_calls = 7
+    kept = state._callback_state(saving)
+    assert kept["n_calls"] == 7
+    assert "save_freq" not in kept
+
+
 def test_two_processes(tmp_path):
     """Only one of them may write."""
     run = Run(tmp_path, env="CartPole-v1")
@@ -277,7 +311,7 @@ ResumeCallback(Path({str(tmp_path)!r}), 10)
     process = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
-    assert f"InvalidInput: {tmp_path} is being trained by another process." in process.stderr
+    assert f"InUse: {tmp_path} is being trained by another process." in process.stderr
     run.close()
 
 

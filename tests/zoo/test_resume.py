@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch as th
 import yaml
+from huggingface_sb3 import EnvironmentName
 
 from dqn_ext import DDQN
 from dqn_ext.checkpoint import CheckpointFolder
+from dqn_ext.zoo.manager import ExperimentManager
 from tests.zoo.conftest import run_python
 
 GAME = "BreakoutNoFrameskip-v4"
@@ -68,6 +71,36 @@ def test_ended_by_a_signal_and_run_again(tmp_path):
         # Whole games of at most 200 frames: they add up to this environment's 480, and those before a game begins
         assert 400 <= rows[:, 1].sum() <= 480 + 50 * len(rows)
         assert (np.diff(rows[:, 2]) > 0).all()
+
+
+def test_two_runs_that_choose_one_folder(tmp_path):
+    """At the same moment, before either has made it: the second takes the next number."""
+    other = CheckpointFolder(tmp_path / "CartPole-v1_1_uuid/checkpoint")
+    other.lock()
+    manager = object.__new__(ExperimentManager)
+    manager.env_name, manager.save_path = EnvironmentName("CartPole-v1"), str(tmp_path / "CartPole-v1_1_uuid")
+    resume = manager._new_run(100, {})
+    other.unlock()
+    resume.folder.unlock()
+    assert manager.save_path == str(resume.run) == str(tmp_path / "CartPole-v1_2_uuid")
+    assert manager.params_path == str(tmp_path / "CartPole-v1_2_uuid/CartPole-v1")
+
+
+def test_an_agent_that_is_no_number(tmp_path):
+    """With a progress bar, which has not begun when the first checkpoint is written."""
+    agent = DDQN("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [256, 256]}, device="cpu")
+    with th.no_grad():
+        next(agent.policy.parameters()).fill_(th.nan)
+    agent.save(tmp_path / "agent.zip")
+    process = run_python(
+        "-m rl_zoo3.train --algo ddqn --env CartPole-v1 -n 50 -P --eval-freq -1 -i agent.zip "
+        "-params checkpoint_freq:20",
+        cwd=tmp_path,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert "Error: Learning has diverged: a weight is infinite or not a number at step 0." in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_divergence_is_one_sentence(tmp_path):
