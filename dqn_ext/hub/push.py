@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from stable_baselines3 import DQN
+from stable_baselines3.common.atari_wrappers import MaxAndSkipEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
@@ -215,6 +216,8 @@ def record_video(model: DQN, env: VecEnv, path: Path, n_steps: int, deterministi
     :return: seconds that the video lasts
     """
     fps = env.get_attr("metadata")[0].get("render_fps") or 30
+    if env.env_is_wrapped(MaxAndSkipEnv)[0]:  # an Atari emulator shows 60 frames a second
+        fps = 60 / env.get_attr("_skip")[0]
     writer: Any = None
     observations = env.reset()
     for _ in range(n_steps):
