@@ -169,12 +169,11 @@ def parse_value(value: Any) -> tuple[float, float]:
 
     :raises InvalidInput: where it finds none
     """
-    # Of a nested value even the text may have no end
     parts = [""]
     try:
-        parts = (value if isinstance(value, str) else f"{value}" if isinstance(value, (int, float)) else "").split(
-            "+/-"
-        )
+        # Of a nested value even the text may have no end
+        written = value if isinstance(value, str) else f"{value}" if isinstance(value, (int, float)) else ""
+        parts = written.split("+/-")
         mean, std = float(parts[0]), float(parts[1]) if len(parts) > 1 else 0.0
     except ValueError:
         mean = std = math.nan

@@ -57,7 +57,7 @@ def _reason(error: BaseException) -> str | None:
     if isinstance(error, errors.HFValidationError):
         return line
     # The client hands on what its HTTP library raises, and has changed that library before
-    is_https = type(error).__module__.startswith(("http", "h11", "anyio", "requests", "urllib3"))
-    if is_https or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)):
+    is_of_http = type(error).__module__.startswith(("http", "h11", "anyio", "requests", "urllib3"))
+    if is_of_http or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)):
         return f"there is no connection to the Hub ({line})"
     return line if isinstance(error, OSError) else None  # a disk's

@@ -112,6 +112,7 @@ def either(*checks: Check) -> Check:
 
 
 def short(value: Any) -> str:
+    """A value as a message may show it."""
     # Of nested values the type alone: their text may have no end; and Python writes no number of some thousand digits
     is_long = isinstance(value, int) and abs(value) > 10**60
     if is_long or not isinstance(value, (str, int, float, bool, type(None))):
