@@ -62,5 +62,5 @@ def test_requests():
 
 
 def test_sentences():
-    for sentence, module in zip(SENTENCES, ("train", "utils", "utils", "load_from_hub"), strict=True):
+    for sentence, module in zip(SENTENCES, ("train", "utils", "utils", "utils", "load_from_hub"), strict=True):
         assert sentence in source_of(f"rl_zoo3.{module}")
