@@ -12,6 +12,8 @@ from typing import cast
 import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from stable_baselines3.common.atari_wrappers import MaxAndSkipEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 from dqn_ext.errors import InvalidInput
 
@@ -116,6 +118,13 @@ def side_by_side(headline: str, images: Sequence[Image.Image]) -> Image.Image:
         picture.paste(image, (left, 32 + MARGIN))
         left += image.width + MARGIN
     return picture
+
+
+def frames_per_second(env: VecEnv) -> float:
+    """Real time: an Atari emulator shows 60 frames a second, of which one step of the agent takes four."""
+    if env.env_is_wrapped(MaxAndSkipEnv)[0]:
+        return 60 / env.get_attr("_skip")[0]
+    return env.get_attr("metadata")[0].get("render_fps") or 30
 
 
 def write_video(path: Path, pictures: Iterable[Image.Image], fps: float) -> None:

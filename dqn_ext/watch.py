@@ -20,14 +20,13 @@ import yaml
 from huggingface_sb3 import EnvironmentName
 from PIL import Image
 from stable_baselines3 import DQN
-from stable_baselines3.common.atari_wrappers import MaxAndSkipEnv
 from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from dqn_ext.errors import InvalidInput
-from dqn_ext.panels import Moment, Panel, side_by_side, write_video
+from dqn_ext.panels import Moment, Panel, frames_per_second, side_by_side, write_video
 from dqn_ext.zoo import register
 
 SHARES = (0.1, 0.5, 1.0)  # of the run, whose agents are shown
@@ -98,14 +97,6 @@ def action_names(env: gym.Env) -> list[str]:
     if hasattr(env.unwrapped, "get_action_meanings"):
         return list(env.unwrapped.get_action_meanings())
     return [str(action) for action in range(int(env.action_space.n))]
-
-
-def frames_per_second(env: gym.Env) -> float:
-    """Real time: an Atari emulator shows 60 frames a second, of which one step of the agent takes four."""
-    skip = unwrap_wrapper(env, MaxAndSkipEnv)
-    if isinstance(skip, MaxAndSkipEnv):
-        return 60 / skip._skip
-    return env.metadata.get("render_fps", 30)
 
 
 def pictures(headline: str, panels: list[Panel], games: list[Iterator[Moment]], n_steps: int) -> Iterator[Image.Image]:
@@ -224,7 +215,7 @@ def main() -> None:
     games = [itertools.chain([first], game) for first, game in zip(firsts, games, strict=True)]
     headline = f"{args.algo} on {args.env}, seed {args.seed}"
     video = Path(args.output_folder or run / "videos", f"watch-{args.algo}-{args.env}.mp4")
-    write_video(video, pictures(headline, panels, games, args.n_timesteps), frames_per_second(_gym_env(envs[0])))
+    write_video(video, pictures(headline, panels, games, args.n_timesteps), frames_per_second(envs[0]))
     for env in envs:
         env.close()
     print(f"Saving video to {video}")

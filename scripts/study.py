@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from suite import table
 
 from dqn_ext.zoo import register
 from dqn_ext.zoo.sweeps import open_storage
 
 
-def importances(study: optuna.Study) -> dict[str, float]:
+def importances(study: optuna.Study, complete: list[FrozenTrial]) -> dict[str, float]:
     """Of each setting that was sampled from more than one value, the greatest first; they sum to 1."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     searched = [
         name
         for name in complete[0].params
@@ -30,19 +29,17 @@ def importances(study: optuna.Study) -> dict[str, float]:
     return optuna.importance.get_param_importances(study, params=searched) if searched else {}
 
 
-def draw(study: optuna.Study, weights: dict[str, float], picture: Path) -> None:
+def draw(name: str, complete: list[FrozenTrial], weights: dict[str, float], picture: Path) -> None:
     """Values over the trials, and the importances as bars."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
     left.plot([trial.number for trial in complete], [trial.value for trial in complete], "o")
-    left.set(title=f"{study.study_name}, {len(complete)} complete trials", xlabel="trial", ylabel="value")
-    names = list(reversed(weights))
-    right.barh(names, [weights[name] for name in names])
+    left.set(title=f"{name}, {len(complete)} complete trials", xlabel="trial", ylabel="value")
+    right.barh(list(reversed(weights)), list(reversed(weights.values())))
     right.set(title="what mattered", xlabel="importance")
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
@@ -80,13 +77,13 @@ def main() -> None:
         value = "" if trial.value is None else f" {trial.value:.1f}"
         print(f"trial {trial.number}: {trial.state.name.lower()}{value}")
     print(f"\nThe best is trial {study.best_trial.number}, {study.best_value:.1f}:")
-    weights = importances(study)
+    weights = importances(study, complete)
     rows = [
         {"setting": name, "value": _short(study.best_params[name]), "importance": f"{weight:.2f}"}
         for name, weight in weights.items()
     ]
     print(table(rows) if rows else "All trials had the same settings.")
-    draw(study, weights, args.picture or Path(args.storage).with_suffix(".png"))
+    draw(args.study_name, complete, weights, args.picture or Path(args.storage).with_suffix(".png"))
 
 
 if __name__ == "__main__":

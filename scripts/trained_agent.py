@@ -22,10 +22,8 @@ import yaml
 from huggingface_sb3 import EnvironmentName
 
 from dqn_ext import DDQN
-from dqn_ext.watch import saved_args
+from dqn_ext.hub.push import training_args
 
-# Of args.yml; the rest are folders and services of that machine
-KEPT_ARGS = ("algo", "env", "env_kwargs", "n_timesteps", "seed", "hyperparams", "eval_freq", "eval_episodes", "vec_env")
 MOST_BYTES = 8_000_000
 
 
@@ -63,7 +61,7 @@ def write(folder: Path, agent: DDQN, run: Path, env: str, training: dict[str, An
     """The folder as ``enjoy`` expects it.
 
     :param run: whence the agent is
-    :param training: the arguments of its training
+    :param training: what is kept of the arguments of its training
     """
     (folder / env).mkdir(parents=True)
     slim(agent)
@@ -71,8 +69,7 @@ def write(folder: Path, agent: DDQN, run: Path, env: str, training: dict[str, An
     for name in ("config.yml", "vecnormalize.pkl"):
         if (run / env / name).exists():
             shutil.copy(run / env / name, folder / env / name)
-    kept = {name: value for name, value in training.items() if name in KEPT_ARGS}
-    (folder / env / "args.yml").write_text(yaml.dump(kept))
+    (folder / env / "args.yml").write_text(yaml.dump(training))
     shutil.copy(run / "evaluations.npz", folder / "evaluations.npz")
 
 
@@ -90,7 +87,7 @@ def main() -> None:
         of_card = card(record, str(args.folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.exit(f"Error: {args.record} is no record of bench_learning.py's: {error!r}")
-    training = saved_args(args.run, env)
+    training = training_args(args.run / env / "args.yml")
     if missing := [name for name in (f"{env}.zip", "evaluations.npz") if not (args.run / name).is_file()]:
         sys.exit(f"Error: {args.run} is no finished run of {env} with evaluations: it has no {', no '.join(missing)}.")
     agent = DDQN.load(args.run / f"{env}.zip", device="cpu")

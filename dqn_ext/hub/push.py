@@ -21,7 +21,6 @@ import numpy as np
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from stable_baselines3 import DQN
-from stable_baselines3.common.atari_wrappers import MaxAndSkipEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
@@ -32,15 +31,16 @@ from dqn_ext.hub.agent_file import ALGORITHMS, DESCRIPTION, WEIGHTS, Agent
 from dqn_ext.hub.card import CARD, CURVE, RESULTS, VIDEO, check, draw_curve, write_card, write_results
 from dqn_ext.hub.client import one_sentence
 from dqn_ext.hub.plain import read_expression
+from dqn_ext.panels import frames_per_second
 
 CONFIG = ("config.yml", "args.yml", "env_kwargs.yml", "vec_normalize.pkl", "train_eval_metrics.zip")
 FILES = {DESCRIPTION, WEIGHTS, CARD, CURVE, RESULTS, VIDEO, *CONFIG}
 # Beside them the model, and what the plain Zoo pushed of it a second time, unzipped
 _MODEL = re.compile(r"d?dqn-[\w.-]+\.zip")
-_REPLAY = "replay_buffer_kwargs"
 _UNZIPPED = re.compile(r"d?dqn-[\w.-]+/(data|[\w.]+\.pth|_stable_baselines3_version|system_info\.txt)")
 # What args.yml says of the training; the rest are folders, accounts and storages of the pusher's
 _ARGS = ("algo", "env", "env_kwargs", "n_timesteps", "seed", "hyperparams", "eval_freq", "eval_episodes", "vec_env")
+_REPLAY = "replay_buffer_kwargs"
 
 
 def parse_args(parser: argparse.ArgumentParser, package: Callable[..., Any]) -> tuple[argparse.Namespace, Any]:
@@ -111,7 +111,7 @@ def package_to_hub(
             path.unlink()
 
     print(f"Playing {n_games} games for the score")
-    run, args = log_path / env_name, _training_args(log_path / env_name / "args.yml")
+    run, args = log_path / env_name, training_args(log_path / env_name / "args.yml")
     model.buffer_size = 1  # whoever loads the zip with SB3 alone would reserve the training's
     model.tensorboard_log = None
     model.replay_buffer_kwargs = without_folders({_REPLAY: model.replay_buffer_kwargs})[_REPLAY]
@@ -175,7 +175,8 @@ def without_folders(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     return {**hyperparams, _REPLAY: others}
 
 
-def _training_args(path: Path) -> dict[str, Any]:
+def training_args(path: Path) -> dict[str, Any]:
+    """What a run's args.yml says of its training; nothing where that is missing."""
     if not path.is_file():  # the Zoo does without
         return {}
     with path.open() as file:
@@ -215,9 +216,7 @@ def record_video(model: DQN, env: VecEnv, path: Path, n_steps: int, deterministi
     :param n_steps: a frame each
     :return: seconds that the video lasts
     """
-    fps = env.get_attr("metadata")[0].get("render_fps") or 30
-    if env.env_is_wrapped(MaxAndSkipEnv)[0]:  # an Atari emulator shows 60 frames a second
-        fps = 60 / env.get_attr("_skip")[0]
+    fps = frames_per_second(env)
     writer: Any = None
     observations = env.reset()
     for _ in range(n_steps):

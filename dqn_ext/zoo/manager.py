@@ -178,11 +178,11 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 return ResumeCallback(self.save_path, freq, settings)
             except InUse:
                 path = Path(self.save_path)
-                number = re.match(r"\d+", path.name[len(self.env_name) + 1 :])
-                if number is None:
+                number_and_uuid = re.fullmatch(r"(\d+)(.*)", path.name[len(self.env_name) + 1 :])
+                if number_and_uuid is None:
                     raise
-                rest = path.name[len(self.env_name) + 1 + number.end() :]  # --uuid's
-                self.save_path = str(path.with_name(f"{self.env_name}_{int(number[0]) + 1}{rest}"))
+                number, uuid = number_and_uuid.groups()
+                self.save_path = str(path.with_name(f"{self.env_name}_{int(number) + 1}{uuid}"))
                 self.params_path = f"{self.save_path}/{self.env_name}"
 
     def _unfinished_run(self, freq: int, settings: dict[str, str]) -> ResumeCallback | None:

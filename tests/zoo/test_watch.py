@@ -86,7 +86,7 @@ def test_what_is_shown():
     assert [moment.over for moment in moments] == [False] * (len(moments) - 1) + [True]
     assert all(moment.action == moment.q_values.argmax() for moment in moments)
     assert all(later.score >= earlier.score for earlier, later in itertools.pairwise(moments))
-    assert watch.frames_per_second(env.venv.envs[0]) == 15
+    assert watch.frames_per_second(env) == 15
     assert watch.action_names(env.venv.envs[0]) == ["NOOP", "FIRE", "RIGHT", "LEFT"]
 
 
