@@ -34,7 +34,7 @@ from dqn_ext.hyperparameters import argument_names, check_names, check_values
 from dqn_ext.learner import Learner, choose_dtype
 from dqn_ext.overlap import Meanwhile
 from dqn_ext.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, QNetwork
-from dqn_ext.replay import FrameReplayBuffer, PrioritizedReplayBufferSamples, files
+from dqn_ext.replay import Draw, FrameReplayBuffer, PrioritizedReplayBufferSamples, files
 from dqn_ext.td_targets import double_q_target, q_learning_target
 
 SelfDDQN = TypeVar("SelfDDQN", bound="DDQN")
@@ -133,33 +133,47 @@ class DDQN(DQN):
         if isinstance(self.replay_buffer, FrameReplayBuffer):
             # Progress passes 1 where training stops a little late
             self.replay_buffer.anneal(min(1 - self._current_progress_remaining, 1.0))
-        learner = self.prepare_learning()
-        # Mean loss, Q-value, |TD error| and gradient norm of each update
-        health: list[th.Tensor] = []
+        learner, memory = self.prepare_learning(), cast(Any, self.replay_buffer)
         with learner.at_work():
-            for _ in range(gradient_steps):
-                replay_data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-
-                with th.no_grad():
-                    target_q_values = self._target_q_values(replay_data)  # (B, 1)
-                q_values = self.q_net(replay_data.observations)  # (B, A)
-                current_q_values = th.gather(q_values, dim=1, index=replay_data.actions.long())  # (B, 1)
-                losses = F.smooth_l1_loss(current_q_values, target_q_values, reduction="none")
-                if isinstance(replay_data, PrioritizedReplayBufferSamples):
-                    losses = replay_data.weights * losses
-                loss = losses.mean()
-                td_errors = (target_q_values - current_q_values.detach()).abs()
-                if isinstance(replay_data, PrioritizedReplayBufferSamples):
-                    # Before the backward pass, which a GPU then does while the next batch is put together
-                    self.replay_buffer.update_priorities(replay_data.indices, td_errors.squeeze(1).cpu().numpy())
-
-                grad_norm = learner.step(loss, float(self.max_grad_norm))
-
-                with th.no_grad():
-                    health.append(th.stack([loss, current_q_values.mean(), td_errors.mean(), grad_norm]))
+            if (settings := self._settings_on_device()) is None:
+                samples = (memory.sample(batch_size, env=self._vec_normalize_env) for _ in range(gradient_steps))
+                health = [self._update(replay_data) for replay_data in samples]
+            else:
+                draws = [memory.draw(batch_size) for _ in range(gradient_steps)]
+                health = learner.repeat(lambda *draw: self._update(memory.look_up(Draw(*draw))), draws, settings)
 
         self._n_updates += gradient_steps
         self._log_training(health)
+
+    def _settings_on_device(self) -> tuple[Any, ...] | None:
+        """What an update depends on beside the device's memory; ``None`` where it also needs the host's."""
+        memory = self.replay_buffer
+        if not isinstance(memory, FrameReplayBuffer) or memory.place is None or self._vec_normalize_env is not None:
+            return None
+        return memory.place, self.gamma, self.double_q, self.max_grad_norm
+
+    def _update(self, replay_data: ReplayBufferSamples | PrioritizedReplayBufferSamples) -> th.Tensor:
+        """One step along the gradient.
+
+        :return: mean loss, Q-value, |TD error| and gradient norm, (4,)
+        """
+        with th.no_grad():
+            target_q_values = self._target_q_values(replay_data)  # (B, 1)
+        q_values = self.q_net(replay_data.observations)  # (B, A)
+        current_q_values = th.gather(q_values, dim=1, index=replay_data.actions.long())  # (B, 1)
+        losses = F.smooth_l1_loss(current_q_values, target_q_values, reduction="none")
+        if isinstance(replay_data, PrioritizedReplayBufferSamples):
+            losses = replay_data.weights * losses
+        loss = losses.mean()
+        td_errors = (target_q_values - current_q_values.detach()).abs()
+        if isinstance(replay_data, PrioritizedReplayBufferSamples):
+            # Before the backward pass, which a GPU then does while the next batch is put together
+            cast(Any, self.replay_buffer).update_priorities(replay_data.indices, td_errors.squeeze(1))
+
+        grad_norm = self.prepare_learning().step(loss, float(self.max_grad_norm))
+
+        with th.no_grad():
+            return th.stack([loss, current_q_values.mean(), td_errors.mean(), grad_norm])
 
     def _target_q_values(self, replay_data: ReplayBufferSamples | PrioritizedReplayBufferSamples) -> th.Tensor:
         """:return: ``y`` of each transition, (B, 1)"""

@@ -1,19 +1,24 @@
 """How an update is executed: in which precision, and with as few walks over the weights as may be."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from torch import nn
 from torch.nn import functional as F
 
+from dqn_ext.cuda_graph import CudaGraph
 from dqn_ext.errors import InvalidInput
 from dqn_ext.features import WideLinear
 from dqn_ext.policies import QNetwork
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+# Updates before one is recorded: the first ones choose algorithms, and allocate
+N_WARM_UP = 3
 
 
 class Learner:
@@ -40,17 +45,72 @@ class Learner:
             th.empty(31 * 2**20, dtype=th.uint8)
         self._parameters = list(policy.parameters())  # to walk the modules takes twenty times as long
         self._wide_layers = [layer for layer in policy.modules() if type(layer) is WideLinear]
+        self._records = device.type == "cuda"
+        self._recording: CudaGraph | None = None
+        self._recorded_for: Any = None  # what a recording holds for
+        self._n_warm = 0
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Within it only :meth:`step` may change weights: the widest layers' are not cast in every pass."""
         try:
-            for layer in self._wide_layers:
-                layer.hold_cast()
+            self._hold_casts()
             yield
         finally:
             for layer in self._wide_layers:
                 layer.release_cast()
+
+    def _hold_casts(self) -> None:
+        for layer in self._wide_layers:
+            layer.hold_cast()
+
+    def repeat(self, update: Callable[..., th.Tensor], inputs: Sequence[tuple], settings: tuple) -> list[th.Tensor]:
+        """Call ``update``, which makes a :meth:`step`, with each of the ``inputs``; on a CUDA device as a graph that is
+        recorded after some calls, and again where the memory or a setting is another one.
+
+        :param update: may read and write the device's memory, and may not wait for it
+        :param inputs: numbers and arrays of the same shapes and types each time
+        :param settings: what ``update`` depends on beside
+        :return: what ``update`` returned each time
+        """
+        if self._records:
+            state = self.policy.optimizer.state
+            tensors = [tensor for weight in self._parameters for tensor in (weight, *state.get(weight, {}).values())]
+            places = [tensor.data_ptr() for tensor in tensors if isinstance(tensor, th.Tensor)]
+            holds_for = settings, places, [np.shape(value) for value in inputs[0]]
+            if holds_for != self._recorded_for:
+                self._recording, self._recorded_for, self._n_warm = None, holds_for, 0
+        return [self._call(update, values) for values in inputs]
+
+    def _call(self, update: Callable[..., th.Tensor], inputs: tuple) -> th.Tensor:
+        if self._recording is None and self._records and self._n_warm >= N_WARM_UP:
+            self._record(update, inputs)
+        if self._recording is None:
+            self._n_warm += 1
+            return update(*inputs)
+        return self._recording([*(group["lr"] for group in self.policy.optimizer.param_groups), *inputs])
+
+    def _record(self, update: Callable[..., th.Tensor], inputs: tuple) -> None:
+        groups = self.policy.optimizer.param_groups
+        kept = [dict(group) for group in groups]
+        rates = [group["lr"] for group in groups]
+
+        def update_at(*rates_and_inputs: th.Tensor) -> th.Tensor:
+            for group, rate in zip(groups, rates_and_inputs, strict=False):
+                group["lr"], group["capturable"] = rate, True
+            return update(*rates_and_inputs[len(groups) :])
+
+        self._hold_casts()  # each recorded update makes its own
+        try:
+            self._recording = CudaGraph(update_at, [*rates, *inputs], self.device)
+        except RuntimeError as error:
+            logging.getLogger(__name__).warning("updates are not recorded as a CUDA graph: %s", error)
+            self._records = False
+        finally:
+            for group, settings in zip(groups, kept, strict=True):
+                group.clear()
+                group.update(settings)
+            self._hold_casts()  # a recording computes none
 
     def step(self, loss: th.Tensor, max_grad_norm: float) -> th.Tensor:
         """Follow the gradient of ``loss``, scaled down to ``max_grad_norm``.

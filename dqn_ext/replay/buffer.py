@@ -21,7 +21,7 @@ from dqn_ext.errors import Diverged, InvalidInput
 from dqn_ext.replay import files
 from dqn_ext.replay.frame_stores import STORES, DeviceStore, FrameStore
 from dqn_ext.replay.stacks import StackLayout
-from dqn_ext.replay.sum_tree import SumTree
+from dqn_ext.replay.sum_tree import stratified_places
 
 
 class PrioritizedReplayBufferSamples(NamedTuple):
@@ -34,7 +34,16 @@ class PrioritizedReplayBufferSamples(NamedTuple):
     rewards: th.Tensor
     discounts: th.Tensor | None
     weights: th.Tensor  # (B, 1), importance-sampling weights, the largest is 1
-    indices: np.ndarray  # (B,), for update_priorities
+    indices: Any  # (B,), for update_priorities; an array, or a tensor where sampling runs on a device
+
+
+class Draw(NamedTuple):
+    """What the host has a say in, of a batch: chance, and how far the replay memory has come."""
+
+    places: Any  # (B,); indices, or, by priorities, places of their running sum
+    newest: Any  # position of the newest transition
+    time: Any  # and the time of its observation's newest frame
+    importance_exponent: Any
 
 
 class FrameReplayBuffer(ReplayBuffer):
@@ -56,7 +65,8 @@ class FrameReplayBuffer(ReplayBuffer):
     :param gamma: discount factor of the n-step returns
     :param n_stack: frames in an observation; by default each channel is one
     :param store: ``"raw"``; ``"compressed"``, which takes a thirtieth of it and some time; ``"memmap"``, in a file in
-        ``store_dir``, for more than the machine's memory; ``"device"``, where sampling runs on ``device``, too
+        ``store_dir``, for more than the machine's memory; ``"device"``, where sampling runs on ``device``, too, and
+        the host need not wait for it
     :param store_dir: a folder for the memory-mapped file; by default the system's for temporary files
     :param priority_exponent: alpha of prioritized replay (Schaul et al. 2016, eq. 1); 0 samples uniformly
     :param importance_exponent: beta at the start (section 3.4), see :meth:`anneal`
@@ -165,8 +175,10 @@ class FrameReplayBuffer(ReplayBuffer):
         self._last_dones, self._any_done = np.ones(self.n_envs, np.bool_), True
 
         if self.priority_exponent > 0:
-            self._priorities = SumTree(self.buffer_size * self.n_envs)
-            self._max_priority = 1.0
+            self._priorities: Any = self._frames.sums(self.buffer_size * self.n_envs)
+            self._max_priority: Any = 1.0
+            if self.place is not None:
+                self._max_priority = self._frames.asarray(np.ones((), np.float32))
         self._batches: list[np.ndarray] = []
         self._window = self._frames.asarray(np.arange(1 - self.n_stack, 2))
         self._steps = self._frames.asarray(np.arange(self.n_steps))
@@ -315,29 +327,48 @@ class FrameReplayBuffer(ReplayBuffer):
         """
         if self.size() == 0:
             raise ValueError("The replay memory is empty: there is nothing to sample.")
+        return self.look_up(self.draw(batch_size), env)
+
+    def draw(self, batch_size: int) -> Draw:
+        """The host's part of :meth:`sample`; with numpy's generator, as SB3's buffers draw."""
+        if self.priority_exponent > 0:
+            return self._draw(stratified_places(batch_size))
+        return self._draw(self._with_envs(np.random.randint(0, self.size(), batch_size)))
+
+    def look_up(self, draw: Draw, env: VecNormalize | None = None) -> Any:
+        """The store's part of :meth:`sample`, where the store computes. On a device nothing waits for it."""
         if self.priority_exponent == 0:
-            return BaseBuffer.sample(self, batch_size, env)
-        indices = self._priorities.sample(batch_size)
-        batch_inds, env_indices = np.divmod(indices, self.n_envs)
-        samples = self._gather(batch_inds, env_indices, env)
+            return self._gather(draw, env)
+        indices = self._priorities.draw(draw.places)
+        samples = self._gather(draw._replace(places=indices), env)
         # Schaul et al. 2016, section 3.4; the number of transitions cancels out
-        weights = self._priorities.get(indices) ** -self.importance_exponent
-        weights_column = (weights / weights.max()).astype(np.float32)[:, None]
-        return PrioritizedReplayBufferSamples(*samples, weights=self._to_device(weights_column), indices=indices)
+        weights = self._priorities.get(indices) ** -draw.importance_exponent
+        weights = _float32(weights / weights.max())[:, None]
+        return PrioritizedReplayBufferSamples(*samples, weights=self._to_device(weights), indices=indices)
+
+    @property
+    def place(self) -> object | None:
+        """``None``, or, where sampling runs on a device, an object that is another one when its memory has moved."""
+        return self._frames.place
+
+    def _draw(self, places: np.ndarray) -> Draw:
+        return Draw(places, (self.pos - 1) % self.buffer_size, self._time, self.importance_exponent)
+
+    def _with_envs(self, positions: np.ndarray) -> np.ndarray:
+        """Indices of transitions at these positions, each of an environment drawn as SB3 draws it."""
+        # Of one environment numpy would draw nothing
+        envs = np.random.randint(0, self.n_envs, len(positions)) if self.n_envs > 1 else 0
+        return positions * self.n_envs + envs
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        # As SB3 draws; of one environment numpy would draw nothing
-        size = len(batch_inds)
-        env_indices = np.random.randint(0, self.n_envs, size) if self.n_envs > 1 else np.zeros(size, np.int64)
-        return self._gather(batch_inds, env_indices, env)
+        return self._gather(self._draw(self._with_envs(batch_inds)), env)
 
-    def _gather(self, batch_inds: Any, envs: Any, env: VecNormalize | None) -> ReplayBufferSamples:
-        """The transitions at these positions, of these environments, both (B,)."""
+    def _gather(self, draw: Draw, env: VecNormalize | None) -> ReplayBufferSamples:
+        """The transitions of indices: ``position * n_envs + environment``."""
         # Where the store is on a device all of this runs there: numpy's and torch's operations go by the same names
-        batch_inds, envs = self._frames.asarray(batch_inds), self._frames.asarray(envs)
-        cells = batch_inds * self.n_envs + envs
-        newest = (self.pos - 1) % self.buffer_size
-        times = self._time - (newest - batch_inds) % self.buffer_size  # of the observations' newest frames
+        cells, newest = self._frames.asarray(draw.places), draw.newest
+        batch_inds, envs = cells // self.n_envs, cells % self.n_envs
+        times = draw.time - (newest - batch_inds) % self.buffer_size  # of the observations' newest frames
         first = last = self._frames.lookup(self._transitions, cells)
 
         last_cells, discounts = cells, None
@@ -423,17 +454,23 @@ class FrameReplayBuffer(ReplayBuffer):
 
     # ------------------------------------------------------------------ priorities
 
-    def update_priorities(self, indices: np.ndarray, td_errors: np.ndarray) -> None:
+    def update_priorities(self, indices: Any, td_errors: Any) -> None:
         """Set the priorities ``|td_error| + 1e-6`` of sampled transitions (Schaul et al. 2016, section 3.3).
 
         :param indices: (B,), as sampled
-        :param td_errors: (B,)
-        :raises Diverged: on a TD error that is no number; the priorities stay as they were
+        :param td_errors: (B,), an array or a tensor
+        :raises Diverged: on a TD error that is no number; the priorities stay as they were. Not on a device, where
+            nobody waits for the errors: such a one counts as 0 there
         """
-        priorities = np.abs(td_errors.astype(np.float64)) + 1e-6
-        if not np.isfinite(priorities).all():
-            raise Diverged("A TD error is infinite or not a number: learning has diverged.")
-        self._max_priority = max(self._max_priority, float(priorities.max()))
+        td_errors = self._frames.asarray(td_errors)
+        if isinstance(td_errors, th.Tensor):
+            priorities = td_errors.abs().nan_to_num(nan=0.0, posinf=0.0) + 1e-6
+            self._max_priority.copy_(self._max_priority.maximum(priorities.max()))
+        else:
+            priorities = np.abs(td_errors.astype(np.float64)) + 1e-6
+            if not np.isfinite(priorities).all():
+                raise Diverged("A TD error is infinite or not a number: learning has diverged.")
+            self._max_priority = max(self._max_priority, float(priorities.max()))
         self._priorities.set(indices, priorities**self.priority_exponent)
 
     def anneal(self, progress: float) -> None:
@@ -468,8 +505,9 @@ class FrameReplayBuffer(ReplayBuffer):
         }
         if self.priority_exponent > 0:
             leaves = positions[:, None] * self.n_envs + np.arange(self.n_envs)
-            arrays["priorities"] = self._priorities.get(leaves)  # to the power of the exponent
-            header["max_priority"] = self._max_priority
+            # To the power of the exponent
+            arrays["priorities"] = self._host(self._priorities.get(leaves)).astype(np.float64)
+            header["max_priority"] = float(self._max_priority)
         files.write(path, header, arrays, self._saved_frames(positions, arrays["has_final"]))
 
     def _saved_frames(self, positions: np.ndarray, has_final: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -560,7 +598,7 @@ class FrameReplayBuffer(ReplayBuffer):
             self._priorities.set(leaves.reshape(-1), self._max_priority**self.priority_exponent)
             if header["priority_exponent"] > 0:
                 priorities = reader.array("priorities", (size, n_envs), np.float64)
-                self._max_priority = float(header["max_priority"])
+                self._max_priority *= float(header["max_priority"])  # it was 1
                 # Exactly what it was, where the exponent is the same
                 exponent = self.priority_exponent / header["priority_exponent"]
                 self._priorities.set(leaves.reshape(-1), priorities.reshape(-1) ** exponent)
@@ -604,6 +642,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         value = settings.get(name, 0.0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise InvalidInput(f"{name} must lie in [0, 1], not be {value!r}.")
+
+
+def _float32(array: Any) -> Any:
+    return array.float() if isinstance(array, th.Tensor) else array.astype(np.float32)
 
 
 def _is_whole(value: Any) -> bool:

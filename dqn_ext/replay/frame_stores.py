@@ -9,6 +9,7 @@ import torch as th
 import zstandard
 
 from dqn_ext.errors import InvalidInput
+from dqn_ext.replay.sum_tree import FlatSums, SumTree
 
 
 class FrameStore:
@@ -22,6 +23,9 @@ class FrameStore:
     :param frame_size: bytes of a frame
     """
 
+    # Of stores on a device: another object whenever memory has moved, so that recorded operations miss it
+    place: object | None = None
+
     def __init__(self, n_envs: int, n_frames: int, frame_size: int) -> None:
         self.n_envs, self.n_frames, self.frame_size = n_envs, n_frames, frame_size
         self._compress = zstandard.ZstdCompressor(level=1).compress
@@ -32,9 +36,13 @@ class FrameStore:
         """An array that lives where this store computes."""
         return np.zeros(shape, dtype)
 
-    def asarray(self, array: np.ndarray) -> Any:
+    def asarray(self, array: np.ndarray | th.Tensor) -> Any:
         """``array`` where this store computes."""
-        return array
+        return array.cpu().numpy() if isinstance(array, th.Tensor) else array
+
+    def sums(self, n_leaves: int) -> SumTree | FlatSums:
+        """Weights to draw by, where this store computes."""
+        return SumTree(n_leaves)
 
     def put(self, array: Any, position: int, values: Any) -> None:
         """``array[position] = values``, which are on the host."""
@@ -210,7 +218,7 @@ class DeviceStore(FrameStore):
 
     def __init__(self, n_envs: int, n_frames: int, frame_size: int, device: th.device) -> None:
         super().__init__(n_envs, n_frames, frame_size)
-        self.device = device
+        self.device, self.place = device, object()
         self._frames = self.zeros((n_envs * n_frames + 1, frame_size), np.uint8)  # the last one stays black
         self._rings = self._frames[:-1].view(n_envs, n_frames, frame_size)
         # Final frames stand in rows that are used again
@@ -222,8 +230,13 @@ class DeviceStore(FrameStore):
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> th.Tensor:
         return th.from_numpy(np.empty(0, dtype)).new_zeros(shape, device=self.device)
 
-    def asarray(self, array: np.ndarray) -> th.Tensor:
-        return th.as_tensor(np.require(array, requirements=["C", "W"]), device=self.device)
+    def asarray(self, array: np.ndarray | th.Tensor) -> th.Tensor:
+        if not isinstance(array, th.Tensor):
+            array = np.require(array, requirements=["C", "W"])
+        return th.as_tensor(array, device=self.device)
+
+    def sums(self, n_leaves: int) -> FlatSums:
+        return FlatSums(n_leaves, self.device)
 
     def put(self, array: th.Tensor, position: int, values: Any) -> None:
         array[position] = th.as_tensor(np.asarray(values), dtype=array.dtype)
@@ -251,7 +264,7 @@ class DeviceStore(FrameStore):
         self.drop_final(cell)
         if not self._free_rows:
             self._free_rows = list(range(len(self._finals), 2 * len(self._finals)))
-            self._finals = th.cat([self._finals, th.zeros_like(self._finals)])
+            self._finals, self.place = th.cat([self._finals, th.zeros_like(self._finals)]), object()
         row = self._row_of_cell[cell] = self._free_rows.pop()
         self._finals[row] = self.asarray(frame)
         self._final_rows[cell] = row

@@ -1,6 +1,9 @@
 """The sum tree of prioritized replay (Schaul et al. 2016, appendix B.2.1; https://arxiv.org/abs/1511.05952)."""
 
+from typing import Any
+
 import numpy as np
+import torch as th
 
 # Wide and flat: a few vectorized steps from the root's children to a leaf
 _FANOUT = 64
@@ -63,6 +66,49 @@ class SumTree:
             nodes = nodes * _FANOUT + children
         return nodes
 
-    def sample(self, n: int) -> np.ndarray:
-        """Draw ``n`` leaves, one from each of ``n`` equal parts of the total (stratified), with numpy's generator."""
-        return self.find((np.arange(n) + np.random.random_sample(n)) * (self.total / n))
+    def draw(self, places: np.ndarray) -> np.ndarray:
+        """The leaves at ``places``, (B,), of the running sum, whose total counts as B."""
+        return self.find(places * (self.total / len(places)))
+
+
+class FlatSums:
+    """The same on a device, and without levels: a GPU adds up a million weights sooner than it is told of three levels.
+
+    Leaves and weights that it is asked for stay on the device, and nothing waits for them.
+
+    :param n_leaves: how many weights; all are zero at first
+    :param device: of PyTorch
+    """
+
+    def __init__(self, n_leaves: int, device: th.device) -> None:
+        dtype = th.float32 if device.type == "mps" else th.float64  # which Apple's GPUs lack
+        self._weights = th.zeros(n_leaves, dtype=dtype, device=device)
+
+    @property
+    def total(self) -> float:
+        """The sum of all weights, on the host."""
+        return float(self._weights.sum())
+
+    def get(self, leaves: Any) -> th.Tensor:
+        """The weights of ``leaves``."""
+        return self._weights[self._here(leaves)]
+
+    def set(self, leaves: Any, weights: Any) -> None:
+        """Set the weights of ``leaves``; of a leaf that is named twice, any one counts."""
+        self._weights[self._here(leaves)] = self._here(weights, self._weights.dtype)
+
+    def draw(self, places: Any) -> th.Tensor:
+        """The leaves at ``places``, (B,), of the running sum, whose total counts as B."""
+        sums = self._weights.cumsum(dim=0)
+        masses = self._here(places, sums.dtype) * (sums[-1] / len(places))
+        # Rounding must not lead past the last weight
+        masses = masses.minimum(sums[-1].nextafter(th.zeros_like(sums[-1])))
+        return th.searchsorted(sums, masses, right=True).clamp(max=len(sums) - 1)
+
+    def _here(self, array: Any, dtype: th.dtype | None = None) -> th.Tensor:
+        return th.as_tensor(array, dtype=dtype).to(self._weights.device)
+
+
+def stratified_places(n: int) -> np.ndarray:
+    """One place in each of ``n`` parts of length 1, (n,), with numpy's generator."""
+    return np.arange(n) + np.random.random_sample(n)

@@ -83,6 +83,11 @@ def oracle(stream: RandomStream, buffer_size: int, n_steps: int = 1, gamma: floa
     return ReplayBuffer(*arguments, **kwargs)
 
 
+def transitions(buffer: Any, positions: Any, envs: Any) -> Any:
+    """Those of a FrameReplayBuffer at these positions, of these environments."""
+    return buffer._gather(buffer._draw(np.asarray(positions) * buffer.n_envs + envs), None)
+
+
 def assert_equal_samples(samples: Any, expected: Any) -> None:
     """Every field agrees."""
     for name in ("observations", "actions", "next_observations", "dones"):

@@ -15,7 +15,7 @@ import pytest
 from dqn_ext.errors import InvalidInput
 from dqn_ext.replay.frame_stores import STORES as STORE_CLASSES
 from tests.replay.invariants import check_invariants
-from tests.replay.streams import RandomStream, assert_equal_samples
+from tests.replay.streams import RandomStream, assert_equal_samples, transitions
 from tests.replay.test_oracle import STORES, assert_equal_everywhere, ours
 
 
@@ -55,7 +55,7 @@ def test_into_a_larger_one(tmp_path):
     assert (loaded.pos, loaded.full) == (20, False)
     envs = np.zeros(20, int)
     oldest_first = (33 + np.arange(20)) % 20
-    assert_equal_samples(loaded._gather(np.arange(20), envs, None), buffer._gather(oldest_first, envs, None))
+    assert_equal_samples(transitions(loaded, np.arange(20), envs), transitions(buffer, oldest_first, envs))
 
 
 def test_after_a_reset_the_trajectory_is_broken_off(tmp_path):
@@ -63,14 +63,14 @@ def test_after_a_reset_the_trajectory_is_broken_off(tmp_path):
     stream, buffer = filled(10, n_steps=3, store="raw")
     stream.end_probability = 0.0
     buffer.add(*stream.step())
-    wanted = buffer._gather(np.array([10]), np.array([0]), None)
+    wanted = transitions(buffer, [10], 0)
     buffer.save(tmp_path / "memory")
     loaded = ours(stream, 40, 3)
     loaded.load(tmp_path / "memory")
     stream.reset(range(2))
     loaded.add(*stream.step())
     check_invariants(loaded)
-    assert_equal_samples(loaded._gather(np.array([10]), np.array([0]), None), wanted)
+    assert_equal_samples(transitions(loaded, [10], 0), wanted)
 
 
 def test_priorities(tmp_path):

@@ -14,10 +14,11 @@ def stream():
     return RandomStream(0, n_envs=3)
 
 
-def test_probabilities_and_weights(stream):
+@pytest.mark.parametrize("store", ["raw", "device"])
+def test_probabilities_and_weights(stream, store):
     """Equation 1: P(i) = p_i^alpha / sum_k p_k^alpha; section 3.4: w_i = (N P(i))^-beta / max_j w_j."""
     np.random.seed(0)
-    buffer = ours(stream, 60, priority_exponent=0.6, importance_exponent=0.5)
+    buffer = ours(stream, 60, store=store, priority_exponent=0.6, importance_exponent=0.5)
     for transition in stream.steps(20):
         buffer.add(*transition)
     td_errors = np.random.default_rng(1).normal(size=60) * 3
@@ -28,14 +29,16 @@ def test_probabilities_and_weights(stream):
     counts = np.zeros(60)
     for _ in range(4000):
         samples = buffer.sample(16)
-        np.add.at(counts, samples.indices, 1)
-        weights = (60 * probabilities[samples.indices]) ** -0.5
+        indices = np.asarray(samples.indices)
+        np.add.at(counts, indices, 1)
+        weights = (60 * probabilities[indices]) ** -0.5
         np.testing.assert_allclose(samples.weights.numpy()[:, 0], weights / weights.max(), rtol=1e-5)
     assert chisquare(counts, probabilities * counts.sum()).pvalue > 0.01
 
 
-def test_new_transitions_have_the_largest_priority(stream):
-    buffer = ours(stream, 30, priority_exponent=1.0)
+@pytest.mark.parametrize("store", ["raw", "device"])
+def test_new_transitions_have_the_largest_priority(stream, store):
+    buffer = ours(stream, 30, store=store, priority_exponent=1.0)
     buffer.add(*stream.step())
     np.testing.assert_array_equal(buffer._priorities.get(np.arange(6)), [1, 1, 1, 0, 0, 0])
     buffer.update_priorities(np.array([0, 1]), np.array([-7.0, 0.5]))
@@ -58,7 +61,7 @@ def test_samples_are_the_transitions_of_their_indices(stream, store, n_steps, mo
         samples = buffer.sample(8)
         buffer.update_priorities(samples.indices, np.random.normal(size=8))
         check_invariants(buffer)
-        positions, envs = np.divmod(samples.indices, 3)
+        positions, envs = np.divmod(np.asarray(samples.indices), 3)
         with monkeypatch.context() as patch:
             patch.setattr(np.random, "randint", lambda *args, envs=envs, **kwargs: envs)
             assert_equal_samples(samples, expected._get_samples(positions))
@@ -86,6 +89,15 @@ def test_a_td_error_that_is_no_number(stream, bad):
     with pytest.raises(ValueError, match="learning has diverged"):
         buffer.update_priorities(np.array([0, 1]), np.array([1.0, bad]))
     np.testing.assert_array_equal(buffer._priorities.get(np.arange(3)), 1.0)
+
+
+def test_on_a_device_a_td_error_that_is_no_number_counts_as_0(stream):
+    """The host does not wait for the errors, and a sum that is no number would lead past the last transition."""
+    buffer = ours(stream, 30, store="device", priority_exponent=1.0)
+    buffer.add(*stream.step())
+    buffer.update_priorities(np.arange(3), np.array([np.nan, np.inf, 0.5]))
+    np.testing.assert_allclose(buffer._priorities.get(np.arange(3)), [1e-6, 1e-6, 0.5], rtol=1e-3)
+    assert float(buffer._max_priority) == 1
 
 
 def test_the_same_seed_draws_the_same(stream):

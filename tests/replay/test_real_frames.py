@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTranspose
 
 from dqn_ext import DDQN, FrameReplayBuffer
 from dqn_ext.errors import InvalidInput
+from tests.replay.streams import transitions
 
 gym.register_envs(ale_py)
 
@@ -248,11 +249,11 @@ def test_a_stream_that_stops_being_a_stack():
     buffer = add_pong(30)
     rng = np.random.default_rng(0)
     stacks = rng.integers(0, 256, (1, 5, 84, 84)).astype(np.uint8)
-    before = buffer._gather(np.arange(30), np.zeros(30, int), None)
+    before = transitions(buffer, np.arange(30), 0)
     # Neither the last observation again, nor a reset
     with pytest.raises(InvalidInput, match="does neither go on from the last one nor begin so"):
         buffer.add(*transition(stacks[:, :4], stacks[:, 1:]))
-    after = buffer._gather(np.arange(30), np.zeros(30, int), None)
+    after = transitions(buffer, np.arange(30), 0)
     for name in ("observations", "next_observations", "actions", "rewards", "dones"):
         assert th.equal(getattr(before, name), getattr(after, name)), "nothing was kept"
 
@@ -267,7 +268,7 @@ def test_frame_by_frame_padding_is_refused():
     second = np.stack([frames[0]] * 3 + [frames[1]])[None]
     obs, next_obs, action, reward, _, infos = transition(first, second)
     buffer.add(obs, next_obs, action, reward, np.ones(1, bool), infos)
-    sample = buffer._gather(np.array([0]), np.array([0]), None)
+    sample = transitions(buffer, [0], 0)
     assert np.array_equal(sample.observations, first), "any stack may come first"
     with pytest.raises(InvalidInput, match="stacks that begin black after a reset"):
         buffer.add(obs, next_obs, action, reward, np.ones(1, bool), infos)

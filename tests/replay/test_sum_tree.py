@@ -2,11 +2,19 @@
 
 import numpy as np
 import pytest
+import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from dqn_ext.replay.sum_tree import SumTree
+from dqn_ext.replay.sum_tree import FlatSums, SumTree, stratified_places
+
+
+def flat_sums(n_leaves):
+    return FlatSums(n_leaves, th.device("cpu"))
+
+
+both = pytest.mark.parametrize("sums", [SumTree, flat_sums])
 
 
 class NaiveTree:
@@ -64,13 +72,14 @@ def test_rounding_does_not_add_up():
     assert tree.total == pytest.approx(weights.sum(), rel=1e-14)
 
 
-def test_draws_have_the_wanted_distribution():
+@both
+def test_draws_have_the_wanted_distribution(sums):
     np.random.seed(0)
     rng = np.random.default_rng(1)
     weights = rng.exponential(size=6000)
-    tree = SumTree(6000)
+    tree = sums(6000)
     tree.set(np.arange(6000), weights)
-    drawn = np.concatenate([tree.sample(32) for _ in range(10_000)])
+    drawn = np.concatenate([np.asarray(tree.draw(stratified_places(32))) for _ in range(10_000)])
     counts = np.bincount(drawn, minlength=6000)
     wanted = weights / weights.sum() * len(drawn)
     likely = wanted > 20
@@ -79,8 +88,39 @@ def test_draws_have_the_wanted_distribution():
     assert not (chisquare(counts[likely], np.full(likely.sum(), counts[likely].mean())).pvalue > 0.01), "can fail"
 
 
-def test_draws_are_stratified():
-    tree = SumTree(64)
+@both
+def test_draws_are_stratified(sums):
+    tree = sums(64)
     tree.set(np.arange(64), 1.0)
     for _ in range(20):
-        np.testing.assert_array_equal(np.sort(tree.sample(64)), np.arange(64))
+        np.testing.assert_array_equal(np.sort(tree.draw(stratified_places(64))), np.arange(64))
+
+
+def test_flat_sums_are_the_tree():
+    """The same leaves for the same places: those at their borders, the first and the last ones, and any."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        n_leaves = int(rng.integers(1, 20_000))
+        tree, flat = SumTree(n_leaves), flat_sums(n_leaves)
+        for _ in range(3):
+            leaves = rng.permutation(n_leaves)[: rng.integers(1, n_leaves + 1)]
+            weights = rng.integers(0, 2**20, len(leaves)) * (rng.random(len(leaves)) < 0.3) / 1024
+            weights[0] = 1.0
+            tree.set(leaves, weights)
+            flat.set(th.from_numpy(leaves), th.from_numpy(weights))
+        assert flat.total == tree.total
+        np.testing.assert_array_equal(flat.get(np.arange(n_leaves)), tree.get(np.arange(n_leaves)))
+        places = np.concatenate([stratified_places(64), rng.integers(0, 64, 20), [0.0, np.nextafter(66, 0)]])[:66]
+        np.testing.assert_array_equal(flat.draw(places), tree.draw(places))
+
+
+def test_flat_sums_never_draw_what_weighs_nothing():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        n_leaves = int(rng.integers(1, 20_000))
+        weights = rng.random(n_leaves) ** 8 * (rng.random(n_leaves) < 0.1)
+        weights[rng.integers(n_leaves)] = 1e-9
+        flat = flat_sums(n_leaves)
+        flat.set(np.arange(n_leaves), weights)
+        places = np.concatenate([rng.random(500) * 503, [0.0, np.nextafter(503, 0), 503]])
+        assert (weights[flat.draw(places)] > 0).all()

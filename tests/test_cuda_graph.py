@@ -1,0 +1,178 @@
+"""Updates that are recorded once and done again. On a CPU a trace stands for the CUDA graph: as in one, every number of
+the host's is built in, memory that it reads must stay where it is, and no operation may wait for a result.
+"""
+
+import logging
+
+import ale_py
+import gymnasium as gym
+import pytest
+import torch as th
+from stable_baselines3.common.env_util import make_atari_env
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize, VecTransposeImage
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from dqn_ext import DDQN, cuda_graph, learner
+
+gym.register_envs(ale_py)
+
+SETTINGS = {
+    "buffer_size": 100,  # the ring wraps
+    "learning_starts": 20,
+    "batch_size": 8,
+    "train_freq": 1,
+    "gradient_steps": 2,
+    "target_update_interval": 30,
+    "learning_rate": lambda remaining: round(1000 * remaining) / 2**20,  # exact in float32, which a recording has
+    "max_grad_norm": 0.02,
+    "seed": 0,
+}
+
+
+class Trace:
+    """In place of :class:`dqn_ext.cuda_graph.CudaGraph`."""
+
+    made = 0
+
+    def __init__(self, function, inputs, device):
+        self.inputs = [th.as_tensor(value).clone() for value in inputs]
+        # Unlike a recording, tracing computes: that is undone
+        kept = [(tensor, tensor.detach().clone()) for tensor in self.memory()]
+        self.graph = make_fx(function)(*self.inputs)
+        for tensor, value in kept:
+            tensor.data.copy_(value)
+        Trace.made += 1
+
+    def memory(self):
+        memory, optimizer = self.model.replay_buffer, self.model.policy.optimizer
+        yield from self.model.policy.parameters()
+        yield from (tensor for state in optimizer.state.values() for tensor in state.values())
+        if memory.priority_exponent > 0:
+            yield from (memory._priorities._weights, memory._max_priority)
+
+    def __call__(self, inputs):
+        with th.no_grad():
+            return self.graph(*(th.as_tensor(value) for value in inputs)).clone()
+
+
+def make(device="cpu", n_steps=3, **replay_buffer_kwargs):
+    env = VecFrameStack(make_atari_env("PongNoFrameskip-v4", n_envs=2, seed=0), 4)
+    kwargs = {"store": "device", **replay_buffer_kwargs}
+    return DDQN("CnnPolicy", env, n_steps=n_steps, replay_buffer_kwargs=kwargs, device=device, **SETTINGS)
+
+
+def learn(model):
+    """A setting changes on the way, and the replay memory moves."""
+
+    def callback(scope, _):
+        store = model.replay_buffer._frames
+        if model.num_timesteps == 60:
+            model.gamma = 0.9
+        if model.num_timesteps == 90:
+            place, frame = store.place, model.replay_buffer._host(store._finals)[0]
+            for cell in range(100):
+                store.write_final(cell, frame)
+            assert store.place is not place
+            for cell in range(100):
+                store.drop_final(cell)
+        return True
+
+    model.set_random_seed(0)
+    return model.learn(140, callback=callback)
+
+
+def weights(model):
+    return nn.utils.parameters_to_vector(model.policy.parameters()).detach().cpu()
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    monkeypatch.setattr(learner, "CudaGraph", Trace)
+    monkeypatch.setattr(Trace, "made", 0)
+
+    def traced(model):
+        monkeypatch.setattr(Trace, "model", model, raising=False)
+        model.prepare_learning()._records = True
+        return as_on_a_gpu(model)
+
+    return traced
+
+
+def as_on_a_gpu(model):
+    """The learner takes the ways that do not wait for the device."""
+    model.prepare_learning().device = th.device("cuda")
+    return model
+
+
+def assert_equal(recorded, eager, tolerance):
+    """But for the rounding of the importance exponent, which a recording has in float32."""
+    way = weights(eager) - weights(make())
+    assert (weights(recorded) - weights(eager)).norm() <= tolerance * way.norm()
+    if eager.replay_buffer.priority_exponent > 0:
+        ours, theirs = recorded.replay_buffer, eager.replay_buffer
+        indices = range(100)
+        th.testing.assert_close(ours._priorities.get(indices), theirs._priorities.get(indices), rtol=1e-2, atol=1e-4)
+        th.testing.assert_close(ours._max_priority, theirs._max_priority, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "priority_exponent", "precision"), [(3, 0.5, "float32"), (1, 0.0, "float32"), (1, 0.0, "bfloat16")]
+)
+def test_recorded_updates_are_the_same(traced, n_steps, priority_exponent, precision, monkeypatch):
+    monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)
+    eager, recorded = (make(n_steps=n_steps, priority_exponent=priority_exponent) for _ in range(2))
+    eager.precision = recorded.precision = precision
+    learn(as_on_a_gpu(eager))
+    learn(traced(recorded))
+    assert Trace.made == 3, "anew for another gamma, and after the memory has moved"
+    assert_equal(recorded, eager, 1e-5 if priority_exponent else 0)
+    assert recorded._n_updates == eager._n_updates == 120
+    assert recorded.policy.optimizer.param_groups[0]["lr"] == eager.policy.optimizer.param_groups[0]["lr"]
+
+
+def test_what_cannot_be_recorded_is_done_all_the_same(traced, monkeypatch, caplog):
+    def no_graph(*args):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    eager, other = make(priority_exponent=0.5), make(priority_exponent=0.5)
+    learn(as_on_a_gpu(eager))
+    traced(other)
+    monkeypatch.setattr(learner, "CudaGraph", no_graph)
+    with caplog.at_level(logging.WARNING):
+        learn(other)
+    assert [record.message for record in caplog.records] == [
+        "updates are not recorded as a CUDA graph: operation not permitted when stream is capturing"
+    ]
+    assert th.equal(weights(other), weights(eager))
+
+
+def test_rewards_that_the_host_normalizes_are_not_recorded(traced):
+    images = VecTransposeImage(VecFrameStack(make_atari_env("PongNoFrameskip-v4"), 4))
+    env = VecNormalize(images, norm_obs=False)
+    model = DDQN("CnnPolicy", env, replay_buffer_kwargs={"store": "device"}, device="cpu", **SETTINGS)
+    traced(model).learn(40)
+    assert (Trace.made, model._n_updates) == (0, 40)
+
+
+@pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_on_a_gpu(precision, monkeypatch):
+    eager, recorded = (make("cuda", priority_exponent=0.5) for _ in range(2))
+    for model in (eager, recorded):
+        model.precision = precision
+    eager.prepare_learning()._records = False
+    graphs = []
+
+    class Counted(cuda_graph.CudaGraph):
+        def __call__(self, inputs):
+            graphs.append(self)
+            return super().__call__(inputs)
+
+    monkeypatch.setattr(learner, "CudaGraph", Counted)
+    learn(eager)
+    learn(recorded)
+    assert len(set(graphs)) == 3
+    assert len(graphs) > 90
+    # Algorithms of cuDNN may differ, and their rounding
+    assert_equal(recorded, eager, 1e-2 if precision == "float32" else 0.2)
