@@ -148,7 +148,7 @@ class DDQN(DQN):
     def _settings_on_device(self) -> tuple[Any, ...] | None:
         """What an update depends on beside the device's memory; ``None`` where it also needs the host's."""
         memory = self.replay_buffer
-        if not isinstance(memory, FrameReplayBuffer) or memory.place is None or self._vec_normalize_env is not None:
+        if type(memory) is not FrameReplayBuffer or memory.place is None or self._vec_normalize_env is not None:
             return None
         return memory.place, self.gamma, self.double_q, self.max_grad_norm
 

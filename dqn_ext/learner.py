@@ -50,6 +50,9 @@ class Learner:
         self._recorded_for: Any = None  # what a recording holds for
         self._n_warm = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_recording": None, "_recorded_for": None}  # which cannot be copied
+
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Within it only :meth:`step` may change weights: the widest layers' are not cast in every pass."""
@@ -74,16 +77,29 @@ class Learner:
         :return: what ``update`` returned each time
         """
         if self._records:
-            state = self.policy.optimizer.state
-            tensors = [tensor for weight in self._parameters for tensor in (weight, *state.get(weight, {}).values())]
-            places = [tensor.data_ptr() for tensor in tensors if isinstance(tensor, th.Tensor)]
-            holds_for = settings, places, [np.shape(value) for value in inputs[0]]
+            holds_for = settings, [np.shape(value) for value in inputs[0]], self._recorded_things()
             if holds_for != self._recorded_for:
                 self._recording, self._recorded_for, self._n_warm = None, holds_for, 0
         return [self._call(update, values) for values in inputs]
 
+    def _recorded_things(self) -> list[Any]:
+        """What a recording has of weights and optimizer: places, who learns, and all settings but the learning rate."""
+        state = self.policy.optimizer.state
+        tensors = [tensor for weight in self._parameters for tensor in (weight, *state.get(weight, {}).values())]
+        return [
+            [tensor.data_ptr() for tensor in tensors if isinstance(tensor, th.Tensor)],
+            [weight.requires_grad for weight in self._parameters],
+            *({**group, "params": len(group["params"]), "lr": None} for group in self.policy.optimizer.param_groups),
+        ]
+
+    def _can_record(self) -> bool:
+        # Others keep their count of steps on the host, and would have it built in
+        optimizer = self.policy.optimizer
+        is_adam = type(optimizer) in (th.optim.Adam, th.optim.AdamW)
+        return self._records and is_adam and all(group["fused"] for group in optimizer.param_groups)
+
     def _call(self, update: Callable[..., th.Tensor], inputs: tuple) -> th.Tensor:
-        if self._recording is None and self._records and self._n_warm >= N_WARM_UP:
+        if self._recording is None and self._n_warm >= N_WARM_UP and self._can_record():
             self._record(update, inputs)
         if self._recording is None:
             self._n_warm += 1
@@ -103,7 +119,7 @@ class Learner:
         self._hold_casts()  # each recorded update makes its own
         try:
             self._recording = CudaGraph(update_at, [*rates, *inputs], self.device)
-        except RuntimeError as error:
+        except Exception as error:  # a recording is of use, and not needed
             logging.getLogger(__name__).warning("updates are not recorded as a CUDA graph: %s", error)
             self._records = False
         finally:

@@ -1,5 +1,5 @@
 """Updates that are recorded once and done again. On a CPU a trace stands for the CUDA graph: as in one, every number of
-the host's is built in, memory that it reads must stay where it is, and no operation may wait for a result.
+the host's is built in, memory that it reads must stay where it is, and no operation may ask for a number.
 """
 
 import logging
@@ -63,7 +63,7 @@ def make(device="cpu", n_steps=3, **replay_buffer_kwargs):
 
 
 def learn(model):
-    """A setting changes on the way, and the replay memory moves."""
+    """Settings change on the way, the replay memory moves, and a layer is frozen."""
 
     def callback(scope, _):
         store = model.replay_buffer._frames
@@ -76,6 +76,10 @@ def learn(model):
             assert store.place is not place
             for cell in range(100):
                 store.drop_final(cell)
+        if model.num_timesteps == 106:
+            next(model.q_net.parameters()).requires_grad_(False)
+        if model.num_timesteps == 120:
+            model.policy.optimizer.param_groups[0]["eps"] = 1e-3
         return True
 
     model.set_random_seed(0)
@@ -109,7 +113,7 @@ def assert_equal(recorded, eager, tolerance):
     """But for the rounding of the importance exponent, which a recording has in float32."""
     way = weights(eager) - weights(make())
     assert (weights(recorded) - weights(eager)).norm() <= tolerance * way.norm()
-    if eager.replay_buffer.priority_exponent > 0:
+    if eager.replay_buffer.priority_exponent > 0 and tolerance < 0.1:
         ours, theirs = recorded.replay_buffer, eager.replay_buffer
         indices = range(100)
         th.testing.assert_close(ours._priorities.get(indices), theirs._priorities.get(indices), rtol=1e-2, atol=1e-4)
@@ -125,7 +129,7 @@ def test_recorded_updates_are_the_same(traced, n_steps, priority_exponent, preci
     eager.precision = recorded.precision = precision
     learn(as_on_a_gpu(eager))
     learn(traced(recorded))
-    assert Trace.made == 3, "anew for another gamma, and after the memory has moved"
+    assert Trace.made == 5, "anew for another gamma, after the memory has moved, for fewer weights, for another epsilon"
     assert_equal(recorded, eager, 1e-5 if priority_exponent else 0)
     assert recorded._n_updates == eager._n_updates == 120
     assert recorded.policy.optimizer.param_groups[0]["lr"] == eager.policy.optimizer.param_groups[0]["lr"]
@@ -145,6 +149,15 @@ def test_what_cannot_be_recorded_is_done_all_the_same(traced, monkeypatch, caplo
         "updates are not recorded as a CUDA graph: operation not permitted when stream is capturing"
     ]
     assert th.equal(weights(other), weights(eager))
+
+
+@pytest.mark.parametrize("optimizer", [{"optimizer_kwargs": {"fused": False}}, {"optimizer_class": th.optim.RMSprop}])
+def test_optimizers_that_count_on_the_host_are_not_recorded(traced, optimizer):
+    env = VecFrameStack(make_atari_env("PongNoFrameskip-v4"), 4)
+    kwargs = {"replay_buffer_kwargs": {"store": "device"}, "policy_kwargs": optimizer, "device": "cpu"}
+    model = DDQN("CnnPolicy", env, **kwargs, **SETTINGS)
+    traced(model).learn(40)
+    assert (Trace.made, model._n_updates) == (0, 40)
 
 
 def test_rewards_that_the_host_normalizes_are_not_recorded(traced):
@@ -172,7 +185,8 @@ def test_on_a_gpu(precision, monkeypatch):
     monkeypatch.setattr(learner, "CudaGraph", Counted)
     learn(eager)
     learn(recorded)
-    assert len(set(graphs)) == 3
+    assert len(set(graphs)) == 5
     assert len(graphs) > 90
+    assert th.cuda.current_stream() == th.cuda.default_stream()
     # Algorithms of cuDNN may differ, and their rounding
     assert_equal(recorded, eager, 1e-2 if precision == "float32" else 0.2)

@@ -325,12 +325,12 @@ class FrameReplayBuffer(ReplayBuffer):
         :param env: normalizes rewards, and observations if it does so
         :return: ``ReplayBufferSamples``, or :class:`PrioritizedReplayBufferSamples` if ``priority_exponent`` is above 0
         """
-        if self.size() == 0:
-            raise ValueError("The replay memory is empty: there is nothing to sample.")
         return self.look_up(self.draw(batch_size), env)
 
     def draw(self, batch_size: int) -> Draw:
         """The host's part of :meth:`sample`; with numpy's generator, as SB3's buffers draw."""
+        if self.size() == 0:
+            raise ValueError("The replay memory is empty: there is nothing to sample.")
         if self.priority_exponent > 0:
             return self._draw(stratified_places(batch_size))
         return self._draw(self._with_envs(np.random.randint(0, self.size(), batch_size)))
