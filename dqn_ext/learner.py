@@ -76,10 +76,11 @@ class Learner:
         :param settings: what ``update`` depends on beside
         :return: what ``update`` returned each time
         """
-        if self._records:
-            holds_for = settings, [np.shape(value) for value in inputs[0]], self._recorded_things()
-            if holds_for != self._recorded_for:
-                self._recording, self._recorded_for, self._n_warm = None, holds_for, 0
+        if not self._can_record():
+            return [update(*values) for values in inputs]
+        holds_for = settings, [np.shape(value) for value in inputs[0]], self._recorded_things()
+        if holds_for != self._recorded_for:
+            self._recording, self._recorded_for, self._n_warm = None, holds_for, 0
         return [self._call(update, values) for values in inputs]
 
     def _recorded_things(self) -> list[Any]:
@@ -93,13 +94,15 @@ class Learner:
         ]
 
     def _can_record(self) -> bool:
+        if not self._records:
+            return False
         # Others keep their count of steps on the host, and would have it built in
         optimizer = self.policy.optimizer
         is_adam = type(optimizer) in (th.optim.Adam, th.optim.AdamW)
-        return self._records and is_adam and all(group["fused"] for group in optimizer.param_groups)
+        return is_adam and all(group["fused"] for group in optimizer.param_groups)
 
     def _call(self, update: Callable[..., th.Tensor], inputs: tuple) -> th.Tensor:
-        if self._recording is None and self._n_warm >= N_WARM_UP and self._can_record():
+        if self._recording is None and self._records and self._n_warm >= N_WARM_UP:
             self._record(update, inputs)
         if self._recording is None:
             self._n_warm += 1
