@@ -266,6 +266,7 @@ class DDQN(DQN):
             self.optimize_memory_usage = False
             if not self._goes_on_where_it_was():
                 self._last_obs = None
+        self._stack_planes()
         total_timesteps, callback = super()._setup_learn(*args, **kwargs)
         self.optimize_memory_usage = optimize_memory_usage
         # 0 where the count of timesteps starts again
@@ -273,6 +274,17 @@ class DDQN(DQN):
         if self.verbose >= 1 and (updates := self._updates_per_transition()) is not None:
             print(f"{updates:g} updates per transition, each of a batch of {self.batch_size}")
         return total_timesteps, callback
+
+    def _stack_planes(self) -> None:
+        """Have SB3 stack frames as planes in memory, as networks take them: it then moves them on in whole rows, tens
+        of times faster than byte by byte. Its arrays keep their shape and contents.
+        """
+        stack: Any = unwrap_vec_wrapper(cast(VecEnv, self.env), VecFrameStack)
+        if stack is not None and isinstance(stack.observation_space, spaces.Box):
+            frames = stack.stacked_obs
+            if frames.stack_dimension == -1:
+                planes = np.ascontiguousarray(np.moveaxis(frames.stacked_obs, -1, 1))
+                frames.stacked_obs = np.moveaxis(planes, 1, -1)
 
     def _goes_on_where_it_was(self) -> bool:
         """Whether nobody has stepped the environments since: a stream of stacked frames must be whole."""

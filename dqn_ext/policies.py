@@ -68,6 +68,11 @@ class QNetwork(policies.QNetwork):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "dueling": self.dueling}
 
+    def set_training_mode(self, mode: bool) -> None:
+        """Cf. SB3's, which walks over all modules, and which the loop asks for the same mode several times a step."""
+        if self.training != mode:
+            super().set_training_mode(mode)
+
     def prepare(self, obs: Any) -> Any:
         """Do what does not depend on the weights, once for all networks of this architecture that see ``obs``.
 

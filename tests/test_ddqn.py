@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
@@ -439,3 +439,36 @@ def test_replay_memory_from_a_file_object():
     file.seek(0)
     model.load_replay_buffer(file)
     assert model.replay_buffer.size() == 20
+
+
+def test_frames_are_stacked_as_planes():
+    """SB3's own stack, with the same actions, is the oracle: only the order in memory is another one."""
+
+    def games():
+        return VecFrameStack(make_atari_env("ale_py:PongNoFrameskip-v4", 2, seed=0), 4)
+
+    seen = []
+
+    def look(locals_, _):
+        seen.append((locals_["actions"], locals_["new_obs"].copy(order="K")))
+        return True
+
+    model = DDQN("CnnPolicy", games(), learning_starts=100, buffer_size=100, device="cpu")
+    for _ in range(2):  # the second time they are in order already
+        model.learn(24, callback=look, reset_num_timesteps=False)
+    oracle = games()
+    oracle.reset()
+    for actions, planes in seen:
+        observations, *_ = oracle.step(actions)
+        np.testing.assert_array_equal(planes, observations.transpose(0, 3, 1, 2))
+        assert planes.flags.c_contiguous
+        assert not observations.transpose(0, 3, 1, 2).flags.c_contiguous
+    assert len(seen) == 24
+
+
+def test_training_mode_reaches_all_layers():
+    policy = DDQN("MlpPolicy", "CartPole-v1", **SMALL).policy
+    for mode in (True, True, False, False, True):
+        policy.set_training_mode(mode)
+        assert {module.training for module in policy.q_net.modules()} == {mode}
+        assert not any(module.training for module in policy.q_net_target.modules())
