@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
+from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
@@ -214,7 +215,7 @@ class AtariVecEnv(VecEnv):
         :raises InvalidInput: on an action that the game does not have
         """
         actions = np.asarray(actions)
-        n_actions = len(self.games[0].action_meanings)
+        n_actions = cast(spaces.Discrete, self.action_space).n
         is_whole = actions.shape == (self.num_envs,) and np.issubdtype(actions.dtype, np.integer)
         if not is_whole or actions.min() < 0 or actions.max() >= n_actions:
             # An emulator would wait for another one forever
