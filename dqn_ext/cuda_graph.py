@@ -1,44 +1,119 @@
 """Operations on a GPU that are recorded once and launched as one: a CUDA graph."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch as th
 
+# Calls before one is recorded: the first ones choose algorithms, compile, and allocate
+N_WARM_UP = 3
 
-class CudaGraph:
-    """What a function does on the device, done again with other inputs.
+
+class Recording:
+    """A function that is recorded after some calls, and from then on done again with other inputs.
 
     A recording executes nothing. Whatever the function reads beside its inputs must stand where it stood then, and
-    nothing in it may wait for the device.
+    nothing in it may wait for the device. Where it cannot be recorded it is called each time.
 
-    :param function: of tensors, returns a tensor
+    :param function: of tensors on the device, returns a tensor
     :param inputs: numbers or arrays of the shapes and types of all later inputs
     :param device: a CUDA device
-    :raises RuntimeError: where the function cannot be recorded
     """
 
     def __init__(self, function: Callable[..., th.Tensor], inputs: Sequence[Any], device: th.device) -> None:
-        self._inputs = [th.as_tensor(value, device=device).clone() for value in inputs]
+        self._function = function
+        tensors = [th.as_tensor(value) for value in inputs]
+        self._types, self._shapes = [tensor.dtype for tensor in tensors], [tensor.shape for tensor in tensors]
+        self._sizes = [tensor.numel() for tensor in tensors]
+        # One vector, which goes to the device in one copy; doubles hold whole numbers below 2^53 exactly
+        self._inputs = th.zeros(sum(self._sizes), dtype=th.float64, device=device)
+        self._total: th.Tensor | None = None  # of what the function has returned
+        self._graph: CudaGraph | None = None
+        self._n_calls = 0
+        self.has_failed = False  # to record it
+
+    def repeat(self, inputs: Sequence[Sequence[Any]]) -> th.Tensor:
+        """Call the function with each of the ``inputs``.
+
+        :return: the mean of what it returns
+        """
+        if self._total is not None:
+            self._total.zero_()
+        for values in inputs:
+            vector = th.from_numpy(np.concatenate([np.ravel(value) for value in values], dtype=np.float64))
+            self._inputs.copy_(to_device(vector, self._inputs.device))
+            if self._n_calls == N_WARM_UP:
+                self._record()
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                self._call(self._inputs)
+            self._n_calls += 1
+        assert self._total is not None
+        return self._total / len(inputs)
+
+    def _call(self, vector: th.Tensor) -> None:
+        parts = zip(vector.split(self._sizes), self._types, self._shapes, strict=True)
+        result = self._function(*(part.to(dtype).view(shape) for part, dtype, shape in parts))
+        if self._total is None:
+            self._total = th.zeros_like(result)
+        self._total += result
+
+    def _record(self) -> None:
+        try:
+            self._graph = CudaGraph(self._call, self._inputs)
+        except Exception as error:  # a recording is of use, and not needed
+            logging.getLogger(__name__).warning("updates are not recorded as a CUDA graph: %s", error)
+            self.has_failed = True
+
+
+class CudaGraph:
+    """What a function does on the device, to be done again.
+
+    :param function: of a tensor
+    :param inputs: on a CUDA device; there the function finds its inputs each time
+    :raises RuntimeError: where the function cannot be recorded
+    """
+
+    def __init__(self, function: Callable[[th.Tensor], None], inputs: th.Tensor) -> None:
         self._graph = th.cuda.CUDAGraph()
         # The outer one comes back to the stream of before also where recording fails
-        stream = _stream(device)
-        with th.cuda.device(device), th.cuda.stream(stream), th.cuda.graph(self._graph, stream=stream):
-            self._output = function(*self._inputs)
+        stream = _stream(inputs.device)
+        with th.cuda.device(inputs.device), th.cuda.stream(stream), th.cuda.graph(self._graph, stream=stream):
+            function(inputs)
 
-    def __call__(self, inputs: Sequence[Any]) -> th.Tensor:
-        """:return: what the function returns for these inputs"""
-        for place, value in zip(self._inputs, inputs, strict=True):
-            if place.dim() == 0:
-                place.fill_(value)
-            else:
-                place.copy_(th.as_tensor(value), non_blocking=True)  # else the host would wait for the device
+    def replay(self) -> None:
+        """Do it again. Returns at once."""
         self._graph.replay()
-        return self._output.clone()
 
 
 @cache
 def _stream(device: th.device) -> th.cuda.Stream:
     """One for each device: PyTorch's own for recordings is on the first device that has recorded."""
     return th.cuda.Stream(device)
+
+
+def to_device(tensor: th.Tensor, device: th.device) -> th.Tensor:
+    """``tensor`` on a device, without waiting for what that has yet to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class HostCopy:
+    """A copy on the host. Whoever reads it waits for it; until then it is under way."""
+
+    def __init__(self, tensor: th.Tensor) -> None:
+        self._tensor, self._is_there = tensor, None
+        if tensor.device.type == "cuda":
+            self._tensor = th.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+            self._is_there = th.cuda.current_stream(tensor.device).record_event()
+
+    def tolist(self) -> Any:
+        """Cf. :meth:`torch.Tensor.tolist`."""
+        if self._is_there is not None:
+            self._is_there.synchronize()
+        return self._tensor.tolist()

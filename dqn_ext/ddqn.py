@@ -29,9 +29,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTranspose
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch.nn import functional as F
 
+from dqn_ext.cuda_graph import HostCopy
 from dqn_ext.errors import Diverged, InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
-from dqn_ext.learner import Learner, choose_dtype
+from dqn_ext.learner import Learner, Losses, choose_compilation, choose_dtype
 from dqn_ext.overlap import Meanwhile
 from dqn_ext.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, QNetwork
 from dqn_ext.replay import Draw, FrameReplayBuffer, PrioritizedReplayBufferSamples, files
@@ -61,6 +62,8 @@ class DDQN(DQN):
         bfloat16 where the hardware gains from it; weights and Q-values are float32 in any case
     :param overlap: learn while the environments step. Actions are then chosen with the weights before the last call of
         :meth:`train`; everything else stays as it is, the number and the batches' transitions of updates included
+    :param compile: have PyTorch compile the updates, which takes it some 20 seconds. ``True`` asks for a CUDA device;
+        ``"auto"``: where there is one, and the replay memory's ``store`` is ``"device"``
     :raises InvalidInput: on a hyperparameter out of range, before anything is built
     """
 
@@ -78,12 +81,13 @@ class DDQN(DQN):
         double_q: bool = True,
         precision: str = "float32",
         overlap: bool = False,
+        compile: bool | str = False,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
         kwargs["_init_setup_model"] = False
         super().__init__(policy, env, *args, **kwargs)
-        self.double_q, self.precision, self.overlap = double_q, precision, overlap
+        self.double_q, self.precision, self.overlap, self.compile = double_q, precision, overlap, compile
         self._num_timesteps_at_last_train = 0
         # Frames in an observation, if it is a stack; saved with the agent
         stack = None if self.env is None else unwrap_vec_wrapper(self.env, VecFrameStack)
@@ -95,6 +99,7 @@ class DDQN(DQN):
             # To complain now rather than when learning starts
             self._choose_replay_buffer()
             choose_dtype(precision, self.device)
+            choose_compilation(compile, self.device)
             self._setup_model()
 
     # ------------------------------------------------------------------ learning
@@ -109,7 +114,7 @@ class DDQN(DQN):
     def prepare_learning(self) -> Learner:
         """Set the networks to ``precision``, as the first update does."""
         if self._learner is None or self._learner.policy is not self.policy:
-            self._learner = Learner(self.policy, self.device, self.precision)
+            self._learner = Learner(self.policy, self.device, self.precision, self.compile)
         return self._learner
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
@@ -134,29 +139,39 @@ class DDQN(DQN):
             # Progress passes 1 where training stops a little late
             self.replay_buffer.anneal(min(1 - self._current_progress_remaining, 1.0))
         learner, memory = self.prepare_learning(), cast(Any, self.replay_buffer)
+        losses: Losses = self._losses_of_sample
+        inputs: list[tuple] = [(batch_size,)] * gradient_steps
+        if (settings := self._settings_on_device()) is not None:
+            losses, inputs = self._losses_of_draw, [memory.draw(batch_size) for _ in range(gradient_steps)]
         with learner.at_work():
-            if (settings := self._settings_on_device()) is None:
-                samples = (memory.sample(batch_size, env=self._vec_normalize_env) for _ in range(gradient_steps))
-                health = [self._update(replay_data) for replay_data in samples]
-            else:
-                draws = [memory.draw(batch_size) for _ in range(gradient_steps)]
-                health = learner.repeat(lambda *draw: self._update(memory.look_up(Draw(*draw))), draws, settings)
+            means = learner.repeat(losses, inputs, float(self.max_grad_norm), settings)
 
         self._n_updates += gradient_steps
-        self._log_training(health)
+        self._report()
+        # Transitions collected before learning starts belong to no update
+        n_transitions = self.num_timesteps - max(self._num_timesteps_at_last_train, self.learning_starts)
+        self._num_timesteps_at_last_train = self.num_timesteps
+        self._unreported = HostCopy(means), self.num_timesteps, self._n_updates, gradient_steps, n_transitions
+        if not self._learns_meanwhile or self.device.type == "cpu":
+            self._report()
 
     def _settings_on_device(self) -> tuple[Any, ...] | None:
         """What an update depends on beside the device's memory; ``None`` where it also needs the host's."""
         memory = self.replay_buffer
         if type(memory) is not FrameReplayBuffer or memory.place is None or self._vec_normalize_env is not None:
             return None
-        return memory.place, self.gamma, self.double_q, self.max_grad_norm
+        return memory.place, self.gamma, self.double_q
 
-    def _update(self, replay_data: ReplayBufferSamples | PrioritizedReplayBufferSamples) -> th.Tensor:
-        """One step along the gradient.
+    def _losses_of_sample(self, batch_size: int) -> tuple[th.Tensor, ...]:
+        return self._losses(self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
 
-        :return: mean loss, Q-value, |TD error| and gradient norm, (4,)
-        """
+    def _losses_of_draw(self, *draw: Any) -> tuple[th.Tensor, ...]:
+        return self._losses(cast(FrameReplayBuffer, self.replay_buffer).look_up(Draw(*draw)))
+
+    def _losses(
+        self, replay_data: ReplayBufferSamples | PrioritizedReplayBufferSamples
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """:return: the loss whose gradient is followed; and the means of Q-values and |TD errors|"""
         with th.no_grad():
             target_q_values = self._target_q_values(replay_data)  # (B, 1)
         q_values = self.q_net(replay_data.observations)  # (B, A)
@@ -169,11 +184,7 @@ class DDQN(DQN):
         if isinstance(replay_data, PrioritizedReplayBufferSamples):
             # Before the backward pass, which a GPU then does while the next batch is put together
             cast(Any, self.replay_buffer).update_priorities(replay_data.indices, td_errors.squeeze(1))
-
-        grad_norm = self.prepare_learning().step(loss, float(self.max_grad_norm))
-
-        with th.no_grad():
-            return th.stack([loss, current_q_values.mean(), td_errors.mean(), grad_norm])
+        return loss, current_q_values.detach().mean(), td_errors.mean()
 
     def _target_q_values(self, replay_data: ReplayBufferSamples | PrioritizedReplayBufferSamples) -> th.Tensor:
         """:return: ``y`` of each transition, (B, 1)"""
@@ -194,26 +205,30 @@ class DDQN(DQN):
             replay_data.rewards, replay_data.dones, discounts, next_q_values_online, next_q_values_target
         )
 
-    def _log_training(self, health: list[th.Tensor]) -> None:
-        # One copy to the host for all updates
-        loss, q_value, td_error, grad_norm = th.stack(health).mean(dim=0).tolist()
+    def _report(self) -> None:
+        """Log the last updates; with ``overlap`` on a GPU one call of train later, so that nobody waits for them.
+
+        :raises Diverged: where the loss or its gradient is infinite or not a number
+        """
+        if self._unreported is None:
+            return
+        means, step, n_updates, gradient_steps, n_transitions = self._unreported
+        self._unreported = None
+        loss, q_value, td_error, grad_norm = means.tolist()
         # No later update mends it
         for name, value in (("loss", loss), ("gradient's norm", grad_norm)):
             if not math.isfinite(value):
                 raise Diverged(
-                    f"Learning has diverged: the {name} is {value} at step {self.num_timesteps}; "
+                    f"Learning has diverged: the {name} is {value} at step {step}; "
                     f"a lower learning_rate, or clipped rewards, may keep it finite."
                 )
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/n_updates", n_updates, exclude="tensorboard")
         self.logger.record("train/loss", loss)
         self.logger.record("train/q_value_mean", q_value)
         self.logger.record("train/td_error", td_error)
         self.logger.record("train/grad_norm", grad_norm)
-        # Transitions collected before learning starts belong to no update
-        n_transitions = self.num_timesteps - max(self._num_timesteps_at_last_train, self.learning_starts)
         if n_transitions > 0:
-            self.logger.record("train/updates_per_transition", len(health) / n_transitions)
-        self._num_timesteps_at_last_train = self.num_timesteps
+            self.logger.record("train/updates_per_transition", gradient_steps / n_transitions)
 
     def learn(
         self: SelfDDQN,
@@ -228,16 +243,17 @@ class DDQN(DQN):
         # HER asks the environments for rewards, which those in processes cannot answer during a step
         self._learns_meanwhile = self.overlap and not isinstance(self.replay_buffer, HerReplayBuffer)
         try:
-            return super().learn(
-                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-            )
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+            self._report()
+            return self
         finally:
-            self._learns_meanwhile, self._due, self._meanwhile = False, None, None
+            self._learns_meanwhile, self._due, self._meanwhile, self._unreported = False, None, None, None
 
     # Only while learn() runs
     _learns_meanwhile = False
     _due: tuple[int, int] | None = None  # gradient steps and batch size of the update that is due
     _meanwhile: Meanwhile | None = None
+    _unreported: tuple[HostCopy, int, int, int, int] | None = None  # what is known of the last updates
 
     def collect_rollouts(self, env: VecEnv, *args: Any, **kwargs: Any) -> RolloutReturn:
         """Cf. :meth:`stable_baselines3.DQN.collect_rollouts`."""
@@ -469,7 +485,7 @@ class DDQN(DQN):
         return [*super()._excluded_save_params(), "_replay_buffer", "_learner", *_OF_LEARN]
 
 
-_OF_LEARN = ("_learns_meanwhile", "_due", "_meanwhile")
+_OF_LEARN = ("_learns_meanwhile", "_due", "_meanwhile", "_unreported")
 _NOT_YET: Any = object()  # stands for a replay memory that is not needed yet
 
 

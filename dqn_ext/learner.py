@@ -1,6 +1,7 @@
 """How an update is executed: in which precision, and with as few walks over the weights as may be."""
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,15 +11,19 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._triton import has_triton
 
-from dqn_ext.cuda_graph import CudaGraph
+from dqn_ext.cuda_graph import Recording
 from dqn_ext.errors import InvalidInput
 from dqn_ext.features import WideLinear
 from dqn_ext.policies import QNetwork
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-# Updates before one is recorded: the first ones choose algorithms, and allocate
-N_WARM_UP = 3
+
+# The loss whose gradient is followed, and others to report: tensors without dimensions
+Losses = Callable[..., tuple[th.Tensor, ...]]
+
+COMPILER: dict[str, Any] = {"dynamic": False}
 
 
 class Learner:
@@ -30,10 +35,13 @@ class Learner:
     :param policy: whose ``optimizer`` makes the steps
     :param device: on which it is
     :param precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the hardware gains from it
-    :raises InvalidInput: on a precision that the device lacks
+    :param compiles: have PyTorch compile the updates that are recorded: ``True``, ``False`` or ``"auto"``: where it can
+    :raises InvalidInput: on a precision that the device lacks, or where it cannot compile
     """
 
-    def __init__(self, policy: BasePolicy, device: th.device, precision: str) -> None:
+    def __init__(
+        self, policy: BasePolicy, device: th.device, precision: str = "float32", compiles: bool | str = False
+    ) -> None:
         self.policy, self.device = policy, device
         dtype = choose_dtype(precision, device)
         for network in policy.modules():
@@ -46,42 +54,118 @@ class Learner:
         self._parameters = list(policy.parameters())  # to walk the modules takes twenty times as long
         self._wide_layers = [layer for layer in policy.modules() if type(layer) is WideLinear]
         self._records = device.type == "cuda"
-        self._recording: CudaGraph | None = None
+        self._must_compile = compiles is True
+        self._compiles = choose_compilation(compiles, device)
+        self._recording: Recording | None = None
         self._recorded_for: Any = None  # what a recording holds for
-        self._n_warm = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_recording": None, "_recorded_for": None}  # which cannot be copied
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Within it only :meth:`step` may change weights: the widest layers' are not cast in every pass."""
+        """Within it only :meth:`repeat` may change weights: the widest layers' are not cast in every pass."""
         try:
             self._hold_casts()
             yield
         finally:
-            for layer in self._wide_layers:
-                layer.release_cast()
+            self._release_casts()
 
     def _hold_casts(self) -> None:
         for layer in self._wide_layers:
             layer.hold_cast()
 
-    def repeat(self, update: Callable[..., th.Tensor], inputs: Sequence[tuple], settings: tuple) -> list[th.Tensor]:
-        """Call ``update``, which makes a :meth:`step`, with each of the ``inputs``; on a CUDA device as a graph that is
-        recorded after some calls, and again where the memory or a setting is another one.
+    def _release_casts(self) -> None:
+        for layer in self._wide_layers:
+            layer.release_cast()
 
-        :param update: may read and write the device's memory, and may not wait for it
-        :param inputs: numbers and arrays of the same shapes and types each time
-        :param settings: what ``update`` depends on beside
-        :return: what ``update`` returned each time
+    def repeat(self, losses: Losses, inputs: Sequence[tuple], max_grad_norm: float, settings: Any = None) -> th.Tensor:
+        """Make an update with each of the ``inputs``: follow the gradient of the first of its ``losses``.
+
+        With ``settings``, on a CUDA device, an update is recorded after some calls, and again where the memory or a
+        setting is another one. ``losses`` may then read and write the device's memory, and may not wait for it.
+
+        :param losses: of one of the inputs
+        :param inputs: where updates are recorded, numbers and arrays of the same shapes and types each time
+        :param max_grad_norm: gradients are scaled down to this norm
+        :param settings: what ``losses`` depends on beside its inputs; ``None`` where it must not be recorded
+        :return: the means over the updates of all losses, and, last, of the gradient's norm before clipping
         """
-        if not self._can_record():
-            return [update(*values) for values in inputs]
-        holds_for = settings, [np.shape(value) for value in inputs[0]], self._recorded_things()
-        if holds_for != self._recorded_for:
-            self._recording, self._recorded_for, self._n_warm = None, holds_for, 0
-        return [self._call(update, values) for values in inputs]
+        if self._recording is not None and self._recording.has_failed:
+            self._recording, self._records = None, False
+        if settings is None or not self._can_record():
+            return th.stack([self._update(losses, values, max_grad_norm) for values in inputs]).mean(dim=0)
+        rates = [group["lr"] for group in self.policy.optimizer.param_groups]
+        inputs = [(*rates, *values) for values in inputs]
+        holds_for = settings, max_grad_norm, [np.shape(value) for value in inputs[0]], self._recorded_things()
+        if self._recording is None or holds_for != self._recorded_for:
+            update = self._recordable(losses, max_grad_norm)
+            self._recording, self._recorded_for = Recording(update, inputs[0], self._parameters[0].device), holds_for
+        return self._recording.repeat(inputs)
+
+    def _update(self, losses: Losses, values: Sequence[Any], max_grad_norm: float) -> th.Tensor:
+        all_losses = losses(*values)
+        grad_norm = self.step(all_losses[0], max_grad_norm)
+        return th.stack([*all_losses, grad_norm]).detach()
+
+    def _recordable(self, losses: Losses, max_grad_norm: float) -> Callable[..., th.Tensor]:
+        """An update that takes learning rates, and what ``losses`` takes, as tensors on the device."""
+        places = [self._parameters[0].new_zeros(()) for _ in self.policy.optimizer.param_groups]
+        compiled_losses: Losses = th.compile(losses, **COMPILER)
+        compiled_step = th.compile(self._clip_and_step, **COMPILER)
+
+        def update(*rates_and_values: th.Tensor) -> th.Tensor:
+            values = rates_and_values[len(places) :]
+            for place, rate in zip(places, rates_and_values, strict=False):
+                place.copy_(rate)
+            if self._compiles:
+                try:
+                    with warnings.catch_warnings():
+                        # Advice to those who can change the program
+                        warnings.simplefilter("ignore")
+                        logging.getLogger("torch._dynamo.variables.ctx_manager").setLevel(logging.ERROR)
+                        return compiled_update(values)
+                except Exception as error:  # of a compiler that is not as PyTorch wants it, for example
+                    self._do_not_compile(error)
+            self._hold_casts()  # each update makes its own
+            try:
+                with self._rates_on_device(places):
+                    return self._update(losses, values, max_grad_norm)
+            finally:
+                self._hold_casts()  # one that is being recorded computes none
+
+        def compiled_update(values: Sequence[Any]) -> th.Tensor:
+            self._release_casts()  # the compiler casts where it is best
+            all_losses = compiled_losses(*values)
+            self.policy.optimizer.zero_grad()
+            all_losses[0].backward()
+            with self._rates_on_device(places, fused=False, foreach=True):  # which it fuses better
+                return th.stack([*all_losses, compiled_step(max_grad_norm)]).detach()
+
+        return update
+
+    @contextmanager
+    def _rates_on_device(self, rates: Sequence[th.Tensor], **settings: bool) -> Iterator[None]:
+        """Within it the optimizer has these settings, and reads nothing from the host."""
+        groups = self.policy.optimizer.param_groups
+        kept = [dict(group) for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group.update(lr=rate, capturable=True, **settings)
+        try:
+            yield
+        finally:
+            for group, before in zip(groups, kept, strict=True):
+                group.clear()
+                group.update(before)
+
+    def _do_not_compile(self, error: Exception) -> None:
+        reason = " ".join(str(error).split())[:300]
+        if self._must_compile:
+            raise InvalidInput(
+                f"compile must be False or 'auto' here: updates cannot be compiled ({reason})."
+            ) from error
+        logging.getLogger(__name__).warning("updates are not compiled: %s", reason)
+        self._compiles = False
 
     def _recorded_things(self) -> list[Any]:
         """What a recording has of weights and optimizer: places, who learns, and all settings but the learning rate."""
@@ -101,36 +185,6 @@ class Learner:
         is_adam = type(optimizer) in (th.optim.Adam, th.optim.AdamW)
         return is_adam and all(group["fused"] for group in optimizer.param_groups)
 
-    def _call(self, update: Callable[..., th.Tensor], inputs: tuple) -> th.Tensor:
-        if self._recording is None and self._records and self._n_warm >= N_WARM_UP:
-            self._record(update, inputs)
-        if self._recording is None:
-            self._n_warm += 1
-            return update(*inputs)
-        return self._recording([*(group["lr"] for group in self.policy.optimizer.param_groups), *inputs])
-
-    def _record(self, update: Callable[..., th.Tensor], inputs: tuple) -> None:
-        groups = self.policy.optimizer.param_groups
-        kept = [dict(group) for group in groups]
-        rates = [group["lr"] for group in groups]
-
-        def update_at(*rates_and_inputs: th.Tensor) -> th.Tensor:
-            for group, rate in zip(groups, rates_and_inputs, strict=False):
-                group["lr"], group["capturable"] = rate, True
-            return update(*rates_and_inputs[len(groups) :])
-
-        self._hold_casts()  # each recorded update makes its own
-        try:
-            self._recording = CudaGraph(update_at, [*rates, *inputs], self.device)
-        except Exception as error:  # a recording is of use, and not needed
-            logging.getLogger(__name__).warning("updates are not recorded as a CUDA graph: %s", error)
-            self._records = False
-        finally:
-            for group, settings in zip(groups, kept, strict=True):
-                group.clear()
-                group.update(settings)
-            self._hold_casts()  # a recording computes none
-
     def step(self, loss: th.Tensor, max_grad_norm: float) -> th.Tensor:
         """Follow the gradient of ``loss``, scaled down to ``max_grad_norm``.
 
@@ -139,6 +193,15 @@ class Learner:
         optimizer = self.policy.optimizer
         optimizer.zero_grad()
         loss.backward()
+        grad_norm = self._clip_and_step(max_grad_norm)
+        if self.device.type == "cpu" and isinstance(optimizer, th.optim.Adam):
+            clear_vanishing_moments(optimizer)
+        for layer in self._wide_layers:
+            if layer.holds_cast and layer.weight.grad is not None:  # the target network's have none
+                layer.hold_cast()
+        return grad_norm
+
+    def _clip_and_step(self, max_grad_norm: float) -> th.Tensor:
         # Those that have a gradient this time: layers may be frozen and thaw
         parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -146,12 +209,7 @@ class Learner:
         # To look at the norm costs nothing on the CPU, where scaling by 1 would be one more walk over the weights
         if self.device.type != "cpu" or grad_norm > max_grad_norm:
             nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, grad_norm)
-        optimizer.step()
-        if self.device.type == "cpu" and isinstance(optimizer, th.optim.Adam):
-            clear_vanishing_moments(optimizer)
-        for layer in self._wide_layers:
-            if layer.holds_cast and layer.weight.grad is not None:  # the target network's have none
-                layer.hold_cast()
+        self.policy.optimizer.step()
         return grad_norm
 
 
@@ -196,6 +254,27 @@ def choose_dtype(precision: str, device: th.device) -> th.dtype:
     if precision == "auto":
         logging.getLogger(__name__).info("%s computes in %s", _name(device), str(dtype).removeprefix("torch."))
     return dtype
+
+
+def choose_compilation(compiles: bool | str, device: th.device) -> bool:
+    """Whether ``compile`` means to compile on this device.
+
+    :raises InvalidInput: on an unknown value, or where the device has no compiler
+    """
+    if not isinstance(compiles, bool) and compiles != "auto":
+        raise InvalidInput(f"compile must be True, False or 'auto', not {compiles!r}.")
+    if not compiles:
+        return False
+    if device.type != "cuda":
+        if compiles is True:
+            raise InvalidInput(f"compile must be False or 'auto' on {_name(device)}, not True: it is for CUDA devices.")
+        return False
+    if not has_triton():
+        if compiles is True:
+            raise InvalidInput("compile must be False or 'auto' here, where PyTorch finds no Triton, not True.")
+        logging.getLogger(__name__).info("updates are not compiled: PyTorch finds no Triton")
+        return False
+    return True
 
 
 def _has_bfloat16(device: th.device) -> bool:

@@ -31,12 +31,13 @@ from typing import Any
 import machine
 import numpy as np
 import psutil
+from stable_baselines3.common.utils import get_device
 
 _ANSWER = "answer: "
 # As through most of a training: at the start of one, when all actions are random, nobody asks the network
 EPSILON = 0.01
 ACTING = {"exploration_initial_eps": EPSILON, "exploration_final_eps": EPSILON}
-PARTS = ("environment", "acting", "replay", "forward", "backward", "optimizer")
+PARTS = ("environment", "acting", "replay", "forward", "backward", "optimizer", "recorded")  # whole updates on a GPU
 
 
 # ---------------------------------------------------------------------- a run
@@ -48,7 +49,7 @@ class Stopwatch:
     def __init__(self, model: Any) -> None:
         import torch as th
 
-        from dqn_ext import learner
+        from dqn_ext import cuda_graph, learner
 
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._depth = 0
@@ -69,6 +70,7 @@ class Stopwatch:
         for name in ("clip_grad_norm_", "get_total_norm", "clip_grads_with_norm_"):
             self._wrap(th.nn.utils, name, "optimizer")
         self._wrap(learner, "total_norm", "optimizer")
+        self._wrap(cuda_graph.Recording, "repeat", "recorded")
 
     def _wrap(self, owner: Any, name: str, part: str) -> None:
         function: Callable[..., Any] = getattr(owner, name)
@@ -94,14 +96,14 @@ class Gate:
     """
 
     def __init__(self, learning_starts: int) -> None:
-        self.n_transitions, self.end = 0, learning_starts + 500
+        self.n_transitions, self.end, self.end_time = 0, learning_starts + 500, math.inf
         self.start = (0.0, 0.0, 0)
         self.stopwatch: Stopwatch | None = None
 
     def pass_through(self, n_transitions: int, model: Any = None) -> bool:
         """:return: whether to go on"""
         self.n_transitions += n_transitions
-        if self.n_transitions < self.end:
+        if self.n_transitions < self.end and time.perf_counter() < self.end_time:
             return True
         process = psutil.Process()
         seconds, cpu_seconds, first = self.start
@@ -122,7 +124,7 @@ class Gate:
         if line[1] == "profile" and hasattr(model, "q_net"):  # SBX's has none
             self.stopwatch = Stopwatch(model)
         self.start = (time.perf_counter(), cpu, self.n_transitions)
-        self.end = self.n_transitions + int(line[0])
+        self.end, self.end_time = self.n_transitions + int(line[0]), self.start[0] + float(line[2])
         return True
 
 
@@ -276,8 +278,8 @@ class Run:
                 return json.loads(line.removeprefix(_ANSWER))
         sys.exit("A run has ended early; its message stands above.")
 
-    def window(self, n_transitions: int, kind: str = "plain") -> Any:
-        self.process.stdin.write(f"{n_transitions} {kind}\n")  # type: ignore[union-attr]
+    def window(self, args: argparse.Namespace, kind: str = "plain") -> Any:
+        self.process.stdin.write(f"{args.transitions} {kind} {args.seconds}\n")  # type: ignore[union-attr]
         self.process.stdin.flush()  # type: ignore[union-attr]
         return self._answer()
 
@@ -294,7 +296,8 @@ def main() -> None:
         "--runs", nargs="+", default=["dqn", "ddqn", "ddqn precision:float32"], help="the first is what is compared to"
     )
     parser.add_argument("--windows", type=int, default=3)
-    parser.add_argument("--transitions", type=int, default=1000, help="of a window")
+    parser.add_argument("--transitions", type=int, default=1000, help="of a window, at most")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="of a window, at most")
     parser.add_argument("--learning-starts", type=int, default=2000, help="of all runs")
     parser.add_argument("--output", type=Path, help="a json file for the record")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -309,13 +312,13 @@ def main() -> None:
     windows: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
     for _ in range(args.windows):
         for name, run in runs.items():
-            windows[name].append(run.window(args.transitions))
-    parts = {name: run.window(args.transitions, "profile")["ms_per_transition"] for name, run in runs.items()}
+            windows[name].append(run.window(args))
+    parts = {name: run.window(args, "profile")["ms_per_transition"] for name, run in runs.items()}
     for run in runs.values():
         run.close()
 
     speeds = {name: np.array([window["transitions_per_s"] for window in windows[name]]) for name in runs}
-    print(f"{args.game}, windows of {args.transitions} transitions; ms per transition of each part")
+    print(f"{args.game}, windows of {args.transitions} transitions, {args.seconds:g} s; ms per transition of each part")
     print(f"{'':28}{'per s':>8}{'ratio':>7}{'CPU s/1000':>12}{'MB':>7}" + "".join(f"{part:>13}" for part in PARTS))
     rows = {}
     for name in runs:
@@ -324,16 +327,17 @@ def main() -> None:
             "ratio": round(float(np.median(speeds[name] / speeds[next(iter(runs))])), 2),
             "cpu_s_per_1000": round(float(np.median([window["cpu_s_per_1000"] for window in windows[name]])), 1),
             "memory_mb": round(windows[name][-1]["memory_mb"]),
-            "ms_per_transition": {part: round(value, 2) for part, value in parts[name].items()},
+            "ms_per_transition": {part: round(value, 3) for part, value in parts[name].items()},
             "windows": speeds[name].round(1).tolist(),
         }
         rows[name] = row
         print(
             f"{name:28}{row['transitions_per_s']:>8}{row['ratio']:>7}{row['cpu_s_per_1000']:>12}{row['memory_mb']:>7}"
-            + "".join(f"{parts[name].get(part, math.nan):>13.2f}" for part in PARTS)
+            + "".join(f"{parts[name].get(part, math.nan):>13.3f}" for part in PARTS)
         )
     if args.output:
-        about = {"machine": machine.describe(), "python": platform.python_version(), "torch": version("torch")}
+        device = get_device("auto").type
+        about = {"machine": machine.describe(device), "python": platform.python_version(), "torch": version("torch")}
         record = {
             "command": shlex.join(["python", *sys.argv]),
             "date": time.strftime("%Y-%m-%d"),

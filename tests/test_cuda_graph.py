@@ -14,6 +14,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dqn_ext import DDQN, cuda_graph, learner
+from dqn_ext.errors import InvalidInput
 
 gym.register_envs(ale_py)
 
@@ -35,11 +36,11 @@ class Trace:
 
     made = 0
 
-    def __init__(self, function, inputs, device):
-        self.inputs = [th.as_tensor(value).clone() for value in inputs]
+    def __init__(self, function, inputs):
+        self.inputs = inputs
         # Unlike a recording, tracing computes: that is undone
-        kept = [(tensor, tensor.detach().clone()) for tensor in self.memory()]
-        self.graph = make_fx(function)(*self.inputs)
+        kept = [(tensor, tensor.detach().clone()) for tensor in (function.__self__._total, *self.memory())]
+        self.graph = make_fx(lambda vector: function(vector))(inputs)
         for tensor, value in kept:
             tensor.data.copy_(value)
         Trace.made += 1
@@ -51,9 +52,22 @@ class Trace:
         if memory.priority_exponent > 0:
             yield from (memory._priorities._weights, memory._max_priority)
 
-    def __call__(self, inputs):
+    def replay(self):
         with th.no_grad():
-            return self.graph(*(th.as_tensor(value) for value in inputs)).clone()
+            self.graph(self.inputs)
+
+
+class Again:
+    """In place of it where PyTorch's compiler has traced the parts: calls the function."""
+
+    made = 0
+
+    def __init__(self, function, inputs):
+        self.function, self.inputs = function, inputs
+        Again.made += 1
+
+    def replay(self):
+        self.function(self.inputs)
 
 
 def make(device="cpu", n_steps=3, **replay_buffer_kwargs):
@@ -92,7 +106,7 @@ def weights(model):
 
 @pytest.fixture
 def traced(monkeypatch):
-    monkeypatch.setattr(learner, "CudaGraph", Trace)
+    monkeypatch.setattr(cuda_graph, "CudaGraph", Trace)
     monkeypatch.setattr(Trace, "made", 0)
 
     def traced(model):
@@ -107,6 +121,22 @@ def as_on_a_gpu(model):
     """The learner takes the ways that do not wait for the device."""
     model.prepare_learning().device = th.device("cuda")
     return model
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """As on a GPU, by PyTorch's compiler but for its last stage, which writes the kernels."""
+    monkeypatch.setattr(cuda_graph, "CudaGraph", Again)
+    monkeypatch.setattr(Again, "made", 0)
+    monkeypatch.setattr(learner, "COMPILER", {**learner.COMPILER, "backend": "aot_eager"})
+    th._dynamo.reset()
+
+    def compiled(model, compiles="auto"):
+        model.prepare_learning()._records = model.prepare_learning()._compiles = True
+        model.prepare_learning()._must_compile = compiles is True
+        return as_on_a_gpu(model)
+
+    return compiled
 
 
 def assert_equal(recorded, eager, tolerance):
@@ -142,13 +172,64 @@ def test_what_cannot_be_recorded_is_done_all_the_same(traced, monkeypatch, caplo
     eager, other = make(priority_exponent=0.5), make(priority_exponent=0.5)
     learn(as_on_a_gpu(eager))
     traced(other)
-    monkeypatch.setattr(learner, "CudaGraph", no_graph)
+    monkeypatch.setattr(cuda_graph, "CudaGraph", no_graph)
     with caplog.at_level(logging.WARNING):
         learn(other)
     assert [record.message for record in caplog.records] == [
         "updates are not recorded as a CUDA graph: operation not permitted when stream is capturing"
     ]
-    assert th.equal(weights(other), weights(eager))
+    assert_equal(other, eager, 1e-5)
+
+
+def test_compiled_updates_are_the_same(compiled):
+    eager, model = make(), make()
+    learn(as_on_a_gpu(eager))
+    learn(compiled(model))
+    assert Again.made == 5
+    assert model.prepare_learning()._compiles, "still"
+    # The compiler sums in another order
+    assert_equal(model, eager, 5e-3)
+
+
+def train_a_little(model):
+    """Sooner or later a rounding draws another transition by its priority, and the ways part."""
+    model.learning_starts = 140
+    learn(model)
+    model.set_random_seed(1)
+    with th._dynamo.config.patch(error_on_recompile=True):
+        model.train(cuda_graph.N_WARM_UP + 4, 8)
+
+
+def test_compiled_updates_with_priorities(compiled, monkeypatch):
+    monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)
+    for precision, tolerance in (("float32", 1e-3), ("bfloat16", 0.2)):
+        eager, model = make(priority_exponent=0.5), make(priority_exponent=0.5)
+        eager.precision = model.precision = precision
+        train_a_little(as_on_a_gpu(eager))
+        th._dynamo.reset()  # another agent is compiled anew
+        train_a_little(compiled(model))
+        assert model.prepare_learning()._compiles, "still"
+        assert_equal(model, eager, tolerance)
+
+
+def test_a_compiler_that_fails(compiled, monkeypatch, caplog):
+    def backend(graph, inputs):
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(learner, "COMPILER", {"backend": backend})
+    eager, model = make(), make()
+    learn(as_on_a_gpu(eager))
+    with caplog.at_level(logging.WARNING):
+        learn(compiled(model))
+    (record,) = caplog.records
+    assert record.message.startswith("updates are not compiled: ")
+    assert "no C compiler" in record.message
+    assert th.equal(weights(model), weights(eager))
+
+    with pytest.raises(
+        InvalidInput, match=r"compile must be False or 'auto' here: updates cannot be compiled .*no C comp"
+    ):
+        learn(compiled(make(), compiles=True))
 
 
 @pytest.mark.parametrize("optimizer", [{"optimizer_kwargs": {"fused": False}}, {"optimizer_class": th.optim.RMSprop}])
@@ -168,25 +249,50 @@ def test_rewards_that_the_host_normalizes_are_not_recorded(traced):
     assert (Trace.made, model._n_updates) == (0, 40)
 
 
-@pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("precision", ["float32", "auto"])
-def test_on_a_gpu(precision, monkeypatch):
-    eager, recorded = (make("cuda", priority_exponent=0.5) for _ in range(2))
-    for model in (eager, recorded):
-        model.precision = precision
-    eager.prepare_learning()._records = False
+@pytest.fixture
+def graphs(monkeypatch):
+    """Each replay's graph."""
     graphs = []
 
     class Counted(cuda_graph.CudaGraph):
-        def __call__(self, inputs):
+        def replay(self):
             graphs.append(self)
-            return super().__call__(inputs)
+            super().replay()
 
-    monkeypatch.setattr(learner, "CudaGraph", Counted)
+    monkeypatch.setattr(cuda_graph, "CudaGraph", Counted)
+    return graphs
+
+
+def on_a_gpu(precision, compiles, **kwargs):
+    """One agent that records, and one that does not."""
+    eager, recorded = make("cuda", **kwargs), make("cuda", **kwargs)
+    eager.precision = recorded.precision = precision
+    recorded.compile = compiles
+    eager.prepare_learning()._records = False
+    return eager, recorded
+
+
+@pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_on_a_gpu(precision, compiles, graphs, monkeypatch):
+    monkeypatch.setattr(th.backends.cudnn, "allow_tf32", False)
+    eager, recorded = on_a_gpu(precision, compiles)
     learn(eager)
     learn(recorded)
     assert len(set(graphs)) == 5
     assert len(graphs) > 90
     assert th.cuda.current_stream() == th.cuda.default_stream()
-    # Algorithms of cuDNN may differ, and their rounding
-    assert_equal(recorded, eager, 1e-2 if precision == "float32" else 0.2)
+    # Sums are made in another order, by other algorithms of cuDNN's. In bfloat16 Adam makes a step of full size of
+    # whatever sign rounding has left to a tiny gradient; test_prioritized_on_a_gpu is stricter
+    assert_equal(recorded, eager, 5e-2 if precision == "float32" else 0.6)
+
+
+@pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiles", [False, True])
+def test_prioritized_on_a_gpu(compiles, graphs):
+    eager, recorded = on_a_gpu("float32", compiles, priority_exponent=0.5)
+    train_a_little(eager)
+    train_a_little(recorded)
+    assert len(graphs) == 4
+    assert_equal(recorded, eager, 2e-2)

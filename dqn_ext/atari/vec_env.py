@@ -18,16 +18,19 @@ from dqn_ext.errors import InvalidInput
 NOOP, FIRE = 0, 1
 FIRE_RESET_ACTIONS = (FIRE, 2)  # SB3's FireResetEnv
 
+# frames and infos, of an emulator as a vector of one
+FirstFrame = tuple[np.ndarray, dict[str, np.ndarray]]
+_NONE: FirstFrame = (np.empty(0, np.uint8), {})
 # frame (H, W, 1), reward, terminated, truncated, info
 GameStep = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
 
 
 class Game:
-    """One emulator in a thread of its own: what SB3's Monitor and AtariWrapper do, around native frame skip, maximum,
-    grey, resize and no-op starts.
+    """Two emulators that take turns, each in a thread of its own: what SB3's Monitor and AtariWrapper do, around native
+    frame skip, maximum, grey, resize and no-op starts.
 
     Each game is a vector environment of size one: a lost life and FIRE ask for steps of one game alone, and ale-py
-    steps a vector as a whole.
+    steps a vector as a whole. While it runs, a second one starts the next game.
     """
 
     render_mode: str | None = None
@@ -45,7 +48,16 @@ class Game:
         # The file stays open and changes hands: nothing is lost, nothing is written twice
         self._results_writer: ResultsWriter | None = monitor.results_writer
         monitor.results_writer = None
-        self._emulator = AtariVectorEnv(
+        self._emulator, self._next_emulator = self._make_emulator(), self._make_emulator()
+        self._is_at_end = False  # the emulator, of its game
+        self._first_of_next: FirstFrame | None = _NONE  # `None` while the next emulator is at it
+        self.lives, self.score, self.game_over = 0, 0.0, True
+        self._is_stepping = False
+        self._n_frames_before = self._n_frames = 0  # of all games before this one, and of this one
+
+    def _make_emulator(self) -> AtariVectorEnv:
+        settings = self.settings
+        return AtariVectorEnv(
             settings.game,
             num_envs=1,
             num_threads=1,
@@ -61,8 +73,6 @@ class Game:
             full_action_space=settings.full_action_space,
             max_num_frames_per_episode=settings.max_frames,
         )
-        self.lives, self.score, self.game_over = 0, 0.0, True
-        self._is_stepping = False
 
     def get_action_meanings(self) -> list[str]:
         """Cf. ale-py's."""
@@ -86,7 +96,7 @@ class Game:
         reward, terminated, truncated = float(rewards[0]), bool(terminations[0]), bool(truncations[0])
         info = self._info(batch_info)
         self.score += reward
-        self.game_over = terminated or truncated
+        self.game_over = self._is_at_end = terminated or truncated
         if self.game_over:
             info["episode"] = self._log_game(info)
         # Some games show 0 lives for a while before they are over
@@ -107,7 +117,7 @@ class Game:
     def start_game(self, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Start a new game, even if the last one is not over."""
         self._finish_step()
-        self.game_over = True
+        self.game_over, self._is_at_end = True, False
         return self.start_episode(seed)
 
     def start_episode(self, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -129,19 +139,44 @@ class Game:
             # A no-op leads out of the lost life, or ends the game after all
             frame, _, _, _, info = self.step(NOOP)
         if self.game_over:
-            # ale-py takes C++'s int
-            frames, batch_info = self._emulator.reset(seed=None if seed is None else seed % 2**31)
+            frames, batch_info = self._next_game() if self._is_at_end else self._new_games(seed)
+            self._is_at_end = False
+            self._n_frames_before += self._n_frames
             frame, info = self._frame(frames), self._info(batch_info)
             self.lives, self.score, self.game_over = info["lives"], 0.0, False
         return frame, info
 
+    def _new_games(self, seed: int | None) -> FirstFrame:
+        """Start a game on both emulators."""
+        if self._first_of_next is None:
+            self._next_emulator.recv()
+        # ale-py takes C++'s int
+        seeds = (None, None) if seed is None else (seed % 2**31, (seed + 2**30) % 2**31)
+        first = self._emulator.reset(seed=seeds[0])
+        self._first_of_next = self._next_emulator.reset(seed=seeds[1])
+        return first
+
+    def _next_game(self) -> FirstFrame:
+        """A game that the other emulator has started meanwhile, for which it needs as long as for a dozen steps."""
+        if self._first_of_next is None:
+            frames, _, _, _, batch_info = self._next_emulator.recv()
+            self._first_of_next = frames, batch_info
+        first = self._first_of_next
+        self._emulator, self._next_emulator, self._first_of_next = self._next_emulator, self._emulator, None
+        self._next_emulator.send(np.array([NOOP]))  # after the last step of a game another one starts
+        return first
+
     def _frame(self, frames: np.ndarray) -> np.ndarray:
         return frames.reshape(self.settings.height, self.settings.width, 1)
 
-    @staticmethod
-    def _info(batch_info: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _info(self, batch_info: dict[str, np.ndarray]) -> dict[str, Any]:
         """AtariEnv's."""
-        return {name: int(batch_info[name][0]) for name in ("lives", "episode_frame_number", "frame_number")}
+        self._n_frames = int(batch_info["episode_frame_number"][0])
+        return {
+            "lives": int(batch_info["lives"][0]),
+            "episode_frame_number": self._n_frames,
+            "frame_number": self._n_frames_before + self._n_frames,
+        }
 
     def _log_game(self, info: dict[str, Any]) -> dict[str, Any]:
         """Monitor's: of whole games, scores are raw, lengths are emulator frames, no-op starts included."""

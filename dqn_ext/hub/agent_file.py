@@ -164,6 +164,7 @@ HYPERPARAMETERS: dict[str, Check] = {
 NOT_CARRIED = {
     "callback",
     "checkpoint_freq",
+    "compile",
     "monitor_kwargs",
     "normalize_kwargs",  # the Zoo's own reading of `normalize`
     "optimize_memory_usage",

@@ -66,7 +66,8 @@ class FrameReplayBuffer(ReplayBuffer):
     :param n_stack: frames in an observation; by default each channel is one
     :param store: ``"raw"``; ``"compressed"``, which takes a thirtieth of it and some time; ``"memmap"``, in a file in
         ``store_dir``, for more than the machine's memory; ``"device"``, where sampling runs on ``device``, too, and
-        the host need not wait for it
+        the host need not wait for it; ``"auto"``: on a CUDA device that has room for it ``"device"``, else
+        ``"compressed"``
     :param store_dir: a folder for the memory-mapped file; by default the system's for temporary files
     :param priority_exponent: alpha of prioritized replay (Schaul et al. 2016, eq. 1); 0 samples uniformly
     :param importance_exponent: beta at the start (section 3.4), see :meth:`anneal`
@@ -136,7 +137,8 @@ class FrameReplayBuffer(ReplayBuffer):
         self.__dict__.pop("_frames", None)  # before the new ones are allocated
         # The oldest transition needs the frames before it, the newest the one after it
         n_frames = self.buffer_size + self.n_stack
-        self._warn_of_memory(STORES[self.store].bytes_needed(self.n_envs, n_frames, self._frame_size))
+        self._store = choose_store(self.store, self.device, (self.n_envs, n_frames, self._frame_size))
+        self._warn_of_memory(STORES[self._store].bytes_needed(self.n_envs, n_frames, self._frame_size))
         self._frames = self._make_store(n_frames)
 
         self._transitions = self._frames.table(
@@ -186,16 +188,16 @@ class FrameReplayBuffer(ReplayBuffer):
 
     def _make_store(self, n_frames: int) -> FrameStore:
         kwargs: dict[str, Any] = {}
-        if self.store == "memmap":
+        if self._store == "memmap":
             kwargs["store_dir"] = self.store_dir
-        elif self.store == "device":
+        elif self._store == "device":
             kwargs["device"] = self.device
-        return STORES[self.store](self.n_envs, n_frames, self._frame_size, **kwargs)
+        return STORES[self._store](self.n_envs, n_frames, self._frame_size, **kwargs)
 
     def _warn_of_memory(self, n_bytes: int) -> None:
-        if self.store == "memmap":
+        if self._store == "memmap":
             return  # the disk's matter
-        if self.store == "device" and self.device.type == "cuda":
+        if self._store == "device" and self.device.type == "cuda":
             available, where = th.cuda.mem_get_info(self.device)[0], str(self.device)
         else:
             available, where = psutil.virtual_memory().available, "this machine"
@@ -446,7 +448,7 @@ class FrameReplayBuffer(ReplayBuffer):
     @property
     def _on_host(self) -> bool:
         # SB3 sets a new device after loading
-        return self.device.type == "cpu" and self.store != "device"
+        return self.device.type == "cpu" and self._store != "device"
 
     def _to_device(self, array: Any) -> th.Tensor:
         tensor = array if isinstance(array, th.Tensor) else th.from_numpy(array)
@@ -630,14 +632,26 @@ class FrameReplayBuffer(ReplayBuffer):
         self.importance_exponent = state["importance_exponent"]
 
 
+def choose_store(store: str, device: th.device, sizes: tuple[int, int, int]) -> str:
+    """What ``store`` means on this device.
+
+    :param sizes: number of environments, frames of each, and bytes of a frame
+    """
+    if store != "auto":
+        return store
+    # A quarter is left to all else that a learner needs there
+    has_room = device.type == "cuda" and DeviceStore.bytes_needed(*sizes) < 0.75 * th.cuda.mem_get_info(device)[0]
+    return "device" if has_room else "compressed"
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Check the settings that are this buffer's own, where they are given.
 
     :raises InvalidInput: on a value that is not allowed
     """
     store = settings.get("store", "raw")
-    if store not in STORES:
-        raise InvalidInput(f"store must be one of {', '.join(STORES)}, not {store!r}.")
+    if store != "auto" and store not in STORES:
+        raise InvalidInput(f"store must be one of auto, {', '.join(STORES)}, not {store!r}.")
     for name in ("priority_exponent", "importance_exponent"):
         value = settings.get(name, 0.0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:

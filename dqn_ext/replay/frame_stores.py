@@ -8,6 +8,7 @@ import numpy as np
 import torch as th
 import zstandard
 
+from dqn_ext.cuda_graph import to_device
 from dqn_ext.errors import InvalidInput
 from dqn_ext.replay.sum_tree import FlatSums, SumTree
 
@@ -232,14 +233,14 @@ class DeviceStore(FrameStore):
 
     def asarray(self, array: np.ndarray | th.Tensor) -> th.Tensor:
         if not isinstance(array, th.Tensor):
-            array = np.require(array, requirements=["C", "W"])
-        return th.as_tensor(array, device=self.device)
+            array = th.from_numpy(np.require(array, requirements=["C", "W"]))
+        return to_device(array, self.device)
 
     def sums(self, n_leaves: int) -> FlatSums:
         return FlatSums(n_leaves, self.device)
 
     def put(self, array: th.Tensor, position: int, values: Any) -> None:
-        array[position] = th.as_tensor(np.asarray(values), dtype=array.dtype)
+        array[position] = self.asarray(th.as_tensor(np.asarray(values), dtype=array.dtype))
 
     def concatenate(self, arrays: Any) -> th.Tensor:
         return th.cat(arrays, dim=1)

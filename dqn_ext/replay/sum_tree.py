@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from dqn_ext.cuda_graph import to_device
+
 # Wide and flat: a few vectorized steps from the root's children to a leaf
 _FANOUT = 64
 _ROOT_FANOUT = 4096
@@ -106,7 +108,7 @@ class FlatSums:
         return th.searchsorted(sums, masses, right=True).clamp(max=len(sums) - 1)
 
     def _here(self, array: Any, dtype: th.dtype | None = None) -> th.Tensor:
-        return th.as_tensor(array, dtype=dtype).to(self._weights.device)
+        return to_device(th.as_tensor(array, dtype=dtype), self._weights.device)
 
 
 def stratified_places(n: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from dqn_ext.checkpoint import CheckpointFolder, InUse, ResumeCallback, Unusable
 from dqn_ext.ddqn import DDQN, check_model_file
 from dqn_ext.errors import Diverged, InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
-from dqn_ext.learner import choose_dtype
+from dqn_ext.learner import choose_compilation, choose_dtype
 from dqn_ext.tensorboard import TensorboardCallback
 from dqn_ext.zoo import HYPERPARAMS_DIR
 from dqn_ext.zoo.search_space import refine
@@ -147,6 +147,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
             if policy := DDQN.policy_aliases.get(hyperparams["policy"]):
                 check_names(hyperparams.get("policy_kwargs") or {}, argument_names(policy), hyperparams["policy"])
             choose_dtype(hyperparams.get("precision", "float32"), get_device(self.device))
+            choose_compilation(hyperparams.get("compile", False), get_device(self.device))
             self._check_action_space(env_wrapper)
             if self.continue_training:
                 check_model_file(Path(self.trained_agent))

@@ -118,7 +118,7 @@ def interrupt(folder: Path, step: int, others: tuple[BaseCallback, ...] = (), **
 
 def outcome(model: DQN, folder: Path) -> dict[str, Any]:
     """All that two runs must have in common, bit for bit."""
-    weights = {f"weights {name}": value.numpy() for name, value in model.policy.state_dict().items()}
+    weights = {f"weights {name}": value.cpu().numpy() for name, value in model.policy.state_dict().items()}
     moments = {
         f"optimizer {index} {name}": np.asarray(value)
         for index, values in model.policy.optimizer.state_dict()["state"].items()

@@ -190,7 +190,7 @@ def test_sizes():
 @pytest.mark.parametrize(
     ("kwargs", "sentence"),
     [
-        ({"store": "zip"}, "store must be one of raw, compressed, memmap, device, not 'zip'"),
+        ({"store": "zip"}, "store must be one of auto, raw, compressed, memmap, device, not 'zip'"),
         ({"n_stack": 3}, "n_stack must be a whole number, .* divides the observation's 4 channels, not 3"),
         ({"n_stack": 2.0}, "n_stack must be a whole number, .* divides the observation's 4 channels, not 2.0"),
         ({"n_steps": 0}, "n_steps must be a whole number of at least 1, not 0"),
