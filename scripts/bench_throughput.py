@@ -313,6 +313,7 @@ def main() -> None:
     for _ in range(args.windows):
         for name, run in runs.items():
             windows[name].append(run.window(args))
+            print(f"{name}: {windows[name][-1]['transitions_per_s']:.0f} transitions/s", file=sys.stderr, flush=True)
     parts = {name: run.window(args, "profile")["ms_per_transition"] for name, run in runs.items()}
     for run in runs.values():
         run.close()

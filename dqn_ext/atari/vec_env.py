@@ -1,7 +1,7 @@
 """Games on ale-py's native environments, with the rules of SB3's AtariWrapper, as one VecEnv of SB3's."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, cast
 
 import gymnasium as gym
@@ -18,8 +18,8 @@ from dqn_ext.errors import InvalidInput
 NOOP, FIRE = 0, 1
 FIRE_RESET_ACTIONS = (FIRE, 2)  # SB3's FireResetEnv
 
-# frames and infos, of an emulator as a vector of one
-FirstFrame = tuple[np.ndarray, dict[str, np.ndarray]]
+# frame and info
+FirstFrame = tuple[np.ndarray, dict[str, Any]]
 _NONE: FirstFrame = (np.empty(0, np.uint8), {})
 # frame (H, W, 1), reward, terminated, truncated, info
 GameStep = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
@@ -109,35 +109,41 @@ class Game:
         if self._is_stepping:
             self.receive()
 
-    def step(self, action: int) -> GameStep:
-        """Send and receive."""
-        self.send(action)
-        return self.receive()
-
-    def start_game(self, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def start_game(self, seed: int | None = None) -> FirstFrame:
         """Start a new game, even if the last one is not over."""
         self._finish_step()
         self.game_over, self._is_at_end = True, False
-        return self.start_episode(seed)
+        parts = self.start_episode(seed)
+        while True:
+            try:
+                next(parts)
+            except StopIteration as end:
+                return end.value
 
-    def start_episode(self, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def start_episode(self, seed: int | None = None) -> Generator[None, None, FirstFrame]:
         """AtariWrapper's reset: a new game where the last one is over, the next life otherwise.
+
+        In parts, between which the emulator is at work and the caller may turn to another game.
 
         :return: the first frame, (H, W, 1), and the info
         """
-        frame, info = self._next_life_or_game(seed)
+        frame, info = yield from self._next_life_or_game(seed)
         if self.settings.fire_reset:
             for action in FIRE_RESET_ACTIONS:
-                frame, _, terminated, truncated, info = self.step(action)
+                self.send(action)
+                yield
+                frame, _, terminated, truncated, info = self.receive()
                 if terminated or truncated:
                     # SB3 shows the frame before this one
-                    frame, info = self._next_life_or_game()
+                    frame, info = yield from self._next_life_or_game()
         return frame, info
 
-    def _next_life_or_game(self, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def _next_life_or_game(self, seed: int | None = None) -> Generator[None, None, FirstFrame]:
         if not self.game_over:
             # A no-op leads out of the lost life, or ends the game after all
-            frame, _, _, _, info = self.step(NOOP)
+            self.send(NOOP)
+            yield
+            frame, _, _, _, info = self.receive()
         if self.game_over:
             frames, batch_info = self._next_game() if self._is_at_end else self._new_games(seed)
             self._is_at_end = False
@@ -264,17 +270,29 @@ class AtariVecEnv(VecEnv):
         rewards = np.empty(self.num_envs, dtype=np.float32)
         dones = np.empty(self.num_envs, dtype=bool)
         infos: list[dict[str, Any]] = []
+        starting: dict[int, Generator[None, None, FirstFrame]] = {}
         for i, game in enumerate(self.games):
             frame, reward, terminated, truncated, info = game.receive()
             rewards[i] = np.sign(reward) if self.settings.clip_reward else reward
             dones[i] = terminated or truncated
             info["TimeLimit.truncated"] = truncated and not terminated
-            if dones[i]:
-                info["terminal_observation"] = frame
-                frame, self.reset_infos[i] = game.start_episode()
             frames.append(frame)
             infos.append(info)
+            if dones[i]:
+                info["terminal_observation"] = frame
+                starting[i] = game.start_episode()
+                self._go_on(starting, i, frames)
+        while starting:  # part by part, so that they start at the same time
+            for i in list(starting):
+                self._go_on(starting, i, frames)
         return np.stack(frames), rewards, dones, infos
+
+    def _go_on(self, starting: dict[int, Generator[None, None, FirstFrame]], i: int, frames: list[np.ndarray]) -> None:
+        try:
+            next(starting[i])
+        except StopIteration as end:
+            frames[i], self.reset_infos[i] = end.value
+            del starting[i]
 
     def close(self) -> None:
         """End the emulators and close the monitor files."""
