@@ -222,11 +222,22 @@ class DeviceStore(FrameStore):
         self.device, self.place = device, object()
         self._frames = self.zeros((n_envs * n_frames + 1, frame_size), np.uint8)  # the last one stays black
         self._rings = self._frames[:-1].view(n_envs, n_frames, frame_size)
-        # Final frames stand in rows that are used again
-        self._finals = self.zeros((64, frame_size), np.uint8)
+        # Final frames stand in rows that are used again. More of them than are likely, since more memory is another
+        # place, for which updates are compiled and recorded anew
+        n_finals = self._n_finals(n_envs, n_frames)
+        self._finals = self.zeros((n_finals, frame_size), np.uint8)
         self._row_of_cell: dict[int, int] = {}
-        self._free_rows = list(range(64))
+        self._free_rows = list(range(n_finals))
         self._final_rows = self.zeros((n_envs * n_frames,), np.int64)  # of each cell
+
+    @staticmethod
+    def _n_finals(n_envs: int, n_frames: int) -> int:
+        return max(64, n_envs * n_frames // 32)
+
+    @classmethod
+    def bytes_needed(cls, n_envs: int, n_frames: int, frame_size: int) -> int:
+        """Final frames included, which are not compressed here."""
+        return (n_envs * n_frames + cls._n_finals(n_envs, n_frames)) * frame_size
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> th.Tensor:
         return th.from_numpy(np.empty(0, dtype)).new_zeros(shape, device=self.device)
