@@ -107,13 +107,17 @@ class HostCopy:
     """A copy on the host. Whoever reads it waits for it; until then it is under way."""
 
     def __init__(self, tensor: th.Tensor) -> None:
-        self._tensor, self._is_there = tensor, None
+        self._tensor, self._arrival = tensor, None
         if tensor.device.type == "cuda":
             self._tensor = th.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
-            self._is_there = th.cuda.current_stream(tensor.device).record_event()
+            self._arrival = th.cuda.current_stream(tensor.device).record_event()
+
+    def is_there(self) -> bool:
+        """Whether nobody would wait for it."""
+        return self._arrival is None or self._arrival.query()
 
     def tolist(self) -> Any:
         """Cf. :meth:`torch.Tensor.tolist`."""
-        if self._is_there is not None:
-            self._is_there.synchronize()
+        if self._arrival is not None:
+            self._arrival.synchronize()
         return self._tensor.tolist()

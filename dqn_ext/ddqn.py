@@ -151,8 +151,9 @@ class DDQN(DQN):
         # Transitions collected before learning starts belong to no update
         n_transitions = self.num_timesteps - max(self._num_timesteps_at_last_train, self.learning_starts)
         self._num_timesteps_at_last_train = self.num_timesteps
-        self._unreported = HostCopy(means), self.num_timesteps, self._n_updates, gradient_steps, n_transitions
-        if not self._learns_meanwhile or self.device.type == "cpu":
+        copy = HostCopy(means)
+        self._unreported = copy, self.num_timesteps, self._n_updates, gradient_steps, n_transitions
+        if not self._learns_meanwhile or copy.is_there():
             self._report()
 
     def _settings_on_device(self) -> tuple[Any, ...] | None:

@@ -222,6 +222,25 @@ def test_precision_of_the_device(monkeypatch):
         DDQN("MlpPolicy", "CartPole-v1", precision="half", device="cpu")
 
 
+def test_compilation_of_the_device(monkeypatch):
+    cpu, cuda = th.device("cpu"), th.device("cuda")
+    assert not learner.choose_compilation("auto", cpu)
+    with pytest.raises(InvalidInput, match="compile must be True, False or 'auto', not 'yes'"):
+        DDQN("MlpPolicy", "CartPole-v1", compile="yes", device="cpu")
+    with pytest.raises(
+        InvalidInput, match="compile must be False or 'auto' on this processor, not True: it is for CUDA"
+    ):
+        DDQN("MlpPolicy", "CartPole-v1", compile=True, device="cpu")
+    for has_triton in (False, True):
+        monkeypatch.setattr(learner, "has_triton", lambda has_triton=has_triton: has_triton)
+        assert learner.choose_compilation("auto", cuda) == has_triton
+    monkeypatch.setattr(learner, "has_triton", lambda: False)
+    with pytest.raises(
+        InvalidInput, match="compile must be False or 'auto' here, where PyTorch finds no Triton, not True"
+    ):
+        learner.choose_compilation(True, cuda)
+
+
 def test_an_agent_plays_where_its_precision_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)
     model = DDQN("MlpPolicy", "CartPole-v1", precision="bfloat16", learning_starts=10, device="cpu").learn(30)

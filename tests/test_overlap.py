@@ -11,8 +11,8 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
 
-from dqn_ext import DDQN
-from dqn_ext.errors import InvalidInput
+from dqn_ext import DDQN, cuda_graph, ddqn
+from dqn_ext.errors import Diverged, InvalidInput
 
 gym.register_envs(ale_py)
 
@@ -222,3 +222,47 @@ def test_hindsight_asks_the_environments():
 def test_bad_input():
     with pytest.raises(InvalidInput, match="overlap must be True or False, not 'yes'"):
         cartpole(overlap="yes")
+
+
+@pytest.fixture
+def slow_copies(monkeypatch):
+    """As from a GPU, which has yet to finish the updates."""
+
+    class SlowCopy(cuda_graph.HostCopy):
+        def is_there(self):
+            return False
+
+    monkeypatch.setattr(ddqn, "HostCopy", SlowCopy)
+
+
+def test_nobody_waits_for_the_log(slow_copies):
+    """It has each call of train when the next one comes, and the last one at the end."""
+    logged = []
+
+    class Log(BaseCallback):
+        def _on_step(self):
+            logged.append((self.model._n_updates, self.logger.name_to_value.get("train/n_updates", 0)))
+            return True
+
+    model = cartpole()
+    model.learn(40, callback=Log(), log_interval=10**6)
+    assert [late for _, late in logged[7:]] == [done - 2 for done, _ in logged[7:]]
+    assert model.logger.name_to_value["train/n_updates"] == model._n_updates == 30
+    assert model.logger.name_to_value["train/updates_per_transition"] == 1
+
+    model.train(2)  # nobody may come and ask after this one
+    assert model.logger.name_to_value["train/n_updates"] == 32
+
+
+def test_divergence_is_seen_at_the_end_at_the_latest(slow_copies):
+    model = cartpole(learning_starts=37)
+
+    class Spoil(BaseCallback):
+        def _on_step(self):
+            if self.num_timesteps == 40:
+                for weights in self.model.q_net.parameters():
+                    weights.data.fill_(float("nan"))
+            return True
+
+    with pytest.raises(Diverged, match="Learning has diverged: the loss is nan at step 40"):
+        model.learn(40, callback=Spoil())

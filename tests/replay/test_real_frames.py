@@ -17,6 +17,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTranspose
 
 from dqn_ext import DDQN, FrameReplayBuffer
 from dqn_ext.errors import InvalidInput
+from dqn_ext.replay.buffer import choose_store
+from dqn_ext.replay.frame_stores import CompressedStore
 from tests.replay.streams import transitions
 
 gym.register_envs(ale_py)
@@ -272,3 +274,14 @@ def test_frame_by_frame_padding_is_refused():
     assert np.array_equal(sample.observations, first), "any stack may come first"
     with pytest.raises(InvalidInput, match="stacks that begin black after a reset"):
         buffer.add(obs, next_obs, action, reward, np.ones(1, bool), infos)
+
+
+def test_the_store_of_the_device(monkeypatch):
+    sizes = (8, 125_004, 84 * 84)
+    assert choose_store("raw", th.device("cuda"), sizes) == "raw"
+    assert choose_store("auto", th.device("cpu"), sizes) == "compressed"
+    for free, store in ((16e9, "device"), (8e9, "compressed")):
+        monkeypatch.setattr(th.cuda, "mem_get_info", lambda device, free=free: (free, 16e9))
+        assert choose_store("auto", th.device("cuda"), sizes) == store
+    model = DDQN("CnnPolicy", pong(), buffer_size=50, replay_buffer_kwargs={"store": "auto"}, device="cpu")
+    assert type(model.replay_buffer._frames) is CompressedStore
