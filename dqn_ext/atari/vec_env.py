@@ -20,7 +20,6 @@ FIRE_RESET_ACTIONS = (FIRE, 2)  # SB3's FireResetEnv
 
 # frame and info
 FirstFrame = tuple[np.ndarray, dict[str, Any]]
-_NONE: FirstFrame = (np.empty(0, np.uint8), {})
 # frame (H, W, 1), reward, terminated, truncated, info
 GameStep = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
 
@@ -50,7 +49,8 @@ class Game:
         monitor.results_writer = None
         self._emulator, self._next_emulator = self._make_emulator(), self._make_emulator()
         self._is_at_end = False  # the emulator, of its game
-        self._first_of_next: FirstFrame | None = _NONE  # `None` while the next emulator is at it
+        self._next_is_starting = False
+        self._first_of_next: FirstFrame = (np.empty(0, np.uint8), {})
         self.lives, self.score, self.game_over = 0, 0.0, True
         self._is_stepping = False
         self._n_frames_before = self._n_frames = 0  # of all games before this one, and of this one
@@ -154,8 +154,7 @@ class Game:
 
     def _new_games(self, seed: int | None) -> FirstFrame:
         """Start a game on both emulators."""
-        if self._first_of_next is None:
-            self._next_emulator.recv()
+        self._wait_for_next()
         # ale-py takes C++'s int
         seeds = (None, None) if seed is None else (seed % 2**31, (seed + 2**30) % 2**31)
         first = self._emulator.reset(seed=seeds[0])
@@ -164,13 +163,17 @@ class Game:
 
     def _next_game(self) -> FirstFrame:
         """A game that the other emulator has started meanwhile, for which it needs as long as for a dozen steps."""
-        if self._first_of_next is None:
+        self._wait_for_next()
+        self._emulator, self._next_emulator = self._next_emulator, self._emulator
+        self._next_emulator.send(np.array([NOOP]))  # after the last step of a game another one starts
+        self._next_is_starting = True
+        return self._first_of_next
+
+    def _wait_for_next(self) -> None:
+        if self._next_is_starting:
+            self._next_is_starting = False  # first of all, as in `receive`
             frames, _, _, _, batch_info = self._next_emulator.recv()
             self._first_of_next = frames, batch_info
-        first = self._first_of_next
-        self._emulator, self._next_emulator, self._first_of_next = self._next_emulator, self._emulator, None
-        self._next_emulator.send(np.array([NOOP]))  # after the last step of a game another one starts
-        return first
 
     def _frame(self, frames: np.ndarray) -> np.ndarray:
         return frames.reshape(self.settings.height, self.settings.width, 1)
