@@ -17,6 +17,7 @@ dqn and ddqn with their packaged entries differ in more than the target: in retu
 """
 
 import argparse
+import ast
 import itertools
 import json
 import os
@@ -60,7 +61,8 @@ PACKAGES = ("dqn-ext", "stable-baselines3", "rl-zoo3", "torch", "gymnasium", "al
 FIELDS = {"label", "env", "seed", "n_timesteps", "steps", "settings", "protocol", "scores", "curve", "hours"}
 FIELDS |= {"machine", "threads", "attempts"}
 # In these, runs under one label may differ: they change nothing of what is learned, or stand elsewhere in the record
-FREE_SETTINGS = {"checkpoint_freq", "n_timesteps"}
+FREE_SETTINGS = {"checkpoint_freq", "compile", "n_timesteps"}
+FREE_REPLAY_SETTINGS = {"store", "store_dir"}
 
 # Of random play and of a human, as in dqn_zoo's atari_data.py (google-deepmind)
 RANDOM_AND_HUMAN = {
@@ -266,7 +268,7 @@ def why_not(content: dict[str, Any], n_timesteps: int, others: list[dict[str, An
             continue
         if content["curve"]["protocol"] != other["curve"]["protocol"]:
             return f"its curve is of another protocol ({content['curve']['protocol']}) than those before it"
-        different = {name for name, _ in content["settings"].items() ^ other["settings"].items()} - FREE_SETTINGS
+        different = {name for name, _ in of_learning(content["settings"]) ^ of_learning(other["settings"])}
         if content["label"] != other["label"]:
             different &= {"env_kwargs"}  # the game is the same for all
         elif content["seed"] == other["seed"]:
@@ -274,6 +276,17 @@ def why_not(content: dict[str, Any], n_timesteps: int, others: list[dict[str, An
         if different:
             return f"it differs in {', '.join(sorted(different))} from those before it"
     return None
+
+
+def of_learning(settings: dict[str, str]) -> set[tuple[str, str]]:
+    """What decides the course of learning, of a record's settings."""
+    kept = {name: value for name, value in settings.items() if name not in FREE_SETTINGS}
+    with suppress(KeyError, ValueError, SyntaxError):  # those of another class may have no literal
+        replay = ast.literal_eval(settings["replay_buffer_kwargs"])
+        kept["replay_buffer_kwargs"] = str(
+            sorted(item for item in replay.items() if item[0] not in FREE_REPLAY_SETTINGS)
+        )
+    return set(kept.items())
 
 
 def by_label_and_game(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:

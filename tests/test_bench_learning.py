@@ -122,6 +122,19 @@ def test_only_complete_records_of_the_protocol_are_drawn(folder):
     assert (folder / "results/learning_3000.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_decides_the_course_of_learning(monkeypatch):
+    """Not where the replay memory lies, and how updates are executed."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from bench_learning import of_learning
+
+    settings = {"gamma": "0.9", "replay_buffer_kwargs": "{'priority_exponent': 0.5, 'store': 'compressed'}"}
+    as_now = {**settings, "compile": "auto", "replay_buffer_kwargs": "{'store': 'auto', 'priority_exponent': 0.5}"}
+    assert of_learning(settings) == of_learning(as_now)
+    assert of_learning(settings) != of_learning({**as_now, "replay_buffer_kwargs": "{'priority_exponent': 0.6}"})
+    assert of_learning(settings) != of_learning({**as_now, "replay_buffer_kwargs": "{'env': <object>}"})
+    assert of_learning({"gamma": "0.9"}) != of_learning(settings)
+
+
 def keep(
     folder: Path, record: str, run: str = "logs/learning/ddqn/ddqn/CartPole-v1_7"
 ) -> "subprocess.CompletedProcess[str]":
