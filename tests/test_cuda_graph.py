@@ -150,9 +150,7 @@ def assert_equal(recorded, eager, tolerance):
         th.testing.assert_close(ours._max_priority, theirs._max_priority, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("n_steps", "priority_exponent", "precision"), [(3, 0.5, "float32"), (1, 0.0, "float32"), (1, 0.0, "bfloat16")]
-)
+@pytest.mark.parametrize(("n_steps", "priority_exponent", "precision"), [(3, 0.5, "float32"), (1, 0.0, "bfloat16")])
 def test_recorded_updates_are_the_same(traced, n_steps, priority_exponent, precision, monkeypatch):
     monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)
     eager, recorded = (make(n_steps=n_steps, priority_exponent=priority_exponent) for _ in range(2))
@@ -218,9 +216,9 @@ def test_a_compiler_that_fails(compiled, monkeypatch, caplog):
 
     monkeypatch.setattr(learner, "COMPILER", {"backend": backend})
     eager, model = make(), make()
-    learn(as_on_a_gpu(eager))
+    as_on_a_gpu(eager).learn(40)
     with caplog.at_level(logging.WARNING):
-        learn(compiled(model))
+        compiled(model).learn(40)
     (record,) = caplog.records
     assert record.message.startswith("updates are not compiled: ")
     assert "no C compiler" in record.message
@@ -229,7 +227,7 @@ def test_a_compiler_that_fails(compiled, monkeypatch, caplog):
     with pytest.raises(
         InvalidInput, match=r"compile must be False or 'auto' here: updates cannot be compiled .*no C comp"
     ):
-        learn(compiled(make(), compiles=True))
+        compiled(make(), compiles=True).learn(40)
 
 
 @pytest.mark.parametrize("optimizer", [{"optimizer_kwargs": {"fused": False}}, {"optimizer_class": th.optim.RMSprop}])
