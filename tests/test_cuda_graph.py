@@ -76,7 +76,7 @@ def make(device="cpu", n_steps=3, **replay_buffer_kwargs):
     return DDQN("CnnPolicy", env, n_steps=n_steps, replay_buffer_kwargs=kwargs, device=device, **SETTINGS)
 
 
-def learn(model):
+def learn(model, steps=140):
     """Settings change on the way, the replay memory moves, and a layer is frozen."""
 
     def callback(scope, _):
@@ -97,7 +97,7 @@ def learn(model):
         return True
 
     model.set_random_seed(0)
-    return model.learn(140, callback=callback)
+    return model.learn(steps, callback=callback)
 
 
 def weights(model):
@@ -216,9 +216,9 @@ def test_a_compiler_that_fails(compiled, monkeypatch, caplog):
 
     monkeypatch.setattr(learner, "COMPILER", {"backend": backend})
     eager, model = make(), make()
-    as_on_a_gpu(eager).learn(40)
+    learn(as_on_a_gpu(eager), 40)
     with caplog.at_level(logging.WARNING):
-        compiled(model).learn(40)
+        learn(compiled(model), 40)
     (record,) = caplog.records
     assert record.message.startswith("updates are not compiled: ")
     assert "no C compiler" in record.message
@@ -227,7 +227,7 @@ def test_a_compiler_that_fails(compiled, monkeypatch, caplog):
     with pytest.raises(
         InvalidInput, match=r"compile must be False or 'auto' here: updates cannot be compiled .*no C comp"
     ):
-        compiled(make(), compiles=True).learn(40)
+        learn(compiled(make(), compiles=True), 40)
 
 
 @pytest.mark.parametrize("optimizer", [{"optimizer_kwargs": {"fused": False}}, {"optimizer_class": th.optim.RMSprop}])
