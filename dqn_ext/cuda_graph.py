@@ -44,7 +44,7 @@ class Recording:
             self._total.zero_()
         for values in inputs:
             vector = th.from_numpy(np.concatenate([np.ravel(value) for value in values], dtype=np.float64))
-            self._inputs.copy_(to_device(vector, self._inputs.device))
+            self._inputs.copy_(_staged(vector, self._inputs.device), non_blocking=True)
             if self._n_calls == N_WARM_UP:
                 self._record()
             if self._graph is not None:
@@ -98,9 +98,12 @@ def _stream(device: th.device) -> th.cuda.Stream:
 
 def to_device(tensor: th.Tensor, device: th.device) -> th.Tensor:
     """``tensor`` on a device, without waiting for what that has yet to do."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return _staged(tensor, device).to(device, non_blocking=True)
+
+
+def _staged(tensor: th.Tensor, device: th.device) -> th.Tensor:
+    """``tensor`` where a copy to the device can take it from while the host goes on."""
+    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
 class HostCopy:

@@ -22,6 +22,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 # The loss whose gradient is followed, and others to report: tensors without dimensions
 Losses = Callable[..., tuple[th.Tensor, ...]]
+ClipAndStep = Callable[[float], th.Tensor]
 
 COMPILER: dict[str, Any] = {"dynamic": False}
 
@@ -103,28 +104,32 @@ class Learner:
             self._recording, self._recorded_for = Recording(update, inputs[0], self._parameters[0].device), holds_for
         return self._recording.repeat(inputs)
 
-    def _update(self, losses: Losses, values: Sequence[Any], max_grad_norm: float) -> th.Tensor:
+    def _update(
+        self, losses: Losses, values: Sequence[Any], max_grad_norm: float, clip_and_step: ClipAndStep | None = None
+    ) -> th.Tensor:
         all_losses = losses(*values)
-        grad_norm = self.step(all_losses[0], max_grad_norm)
+        grad_norm = self.step(all_losses[0], max_grad_norm, clip_and_step)
         return th.stack([*all_losses, grad_norm]).detach()
 
     def _recordable(self, losses: Losses, max_grad_norm: float) -> Callable[..., th.Tensor]:
         """An update that takes learning rates, and what ``losses`` takes, as tensors on the device."""
         places = [self._parameters[0].new_zeros(()) for _ in self.policy.optimizer.param_groups]
-        compiled_losses: Losses = th.compile(losses, **COMPILER)
-        compiled_step = th.compile(self._clip_and_step, **COMPILER)
+        if self._compiles:
+            compiled_losses: Losses = th.compile(losses, **COMPILER)
+            compiled_step: ClipAndStep = th.compile(self._clip_and_step, **COMPILER)
+            # Advice to those who can change the program; as the warnings below
+            logging.getLogger("torch._dynamo.variables.ctx_manager").setLevel(logging.ERROR)
 
         def update(*rates_and_values: th.Tensor) -> th.Tensor:
             values = rates_and_values[len(places) :]
             for place, rate in zip(places, rates_and_values, strict=False):
                 place.copy_(rate)
             if self._compiles:
+                self._release_casts()  # the compiler casts where it is best, and fuses foreach better
                 try:
-                    with warnings.catch_warnings():
-                        # Advice to those who can change the program
+                    with warnings.catch_warnings(), self._rates_on_device(places, fused=False, foreach=True):
                         warnings.simplefilter("ignore")
-                        logging.getLogger("torch._dynamo.variables.ctx_manager").setLevel(logging.ERROR)
-                        return compiled_update(values)
+                        return self._update(compiled_losses, values, max_grad_norm, compiled_step)
                 except Exception as error:  # of a compiler that is not as PyTorch wants it, for example
                     self._do_not_compile(error)
             self._hold_casts()  # each update makes its own
@@ -133,14 +138,6 @@ class Learner:
                     return self._update(losses, values, max_grad_norm)
             finally:
                 self._hold_casts()  # one that is being recorded computes none
-
-        def compiled_update(values: Sequence[Any]) -> th.Tensor:
-            self._release_casts()  # the compiler casts where it is best
-            all_losses = compiled_losses(*values)
-            self.policy.optimizer.zero_grad()
-            all_losses[0].backward()
-            with self._rates_on_device(places, fused=False, foreach=True):  # which it fuses better
-                return th.stack([*all_losses, compiled_step(max_grad_norm)]).detach()
 
         return update
 
@@ -185,15 +182,16 @@ class Learner:
         is_adam = type(optimizer) in (th.optim.Adam, th.optim.AdamW)
         return is_adam and all(group["fused"] for group in optimizer.param_groups)
 
-    def step(self, loss: th.Tensor, max_grad_norm: float) -> th.Tensor:
+    def step(self, loss: th.Tensor, max_grad_norm: float, clip_and_step: ClipAndStep | None = None) -> th.Tensor:
         """Follow the gradient of ``loss``, scaled down to ``max_grad_norm``.
 
+        :param clip_and_step: compiled, if it is to be
         :return: the gradient's norm before clipping
         """
         optimizer = self.policy.optimizer
         optimizer.zero_grad()
         loss.backward()
-        grad_norm = self._clip_and_step(max_grad_norm)
+        grad_norm = (clip_and_step or self._clip_and_step)(max_grad_norm)
         if self.device.type == "cpu" and isinstance(optimizer, th.optim.Adam):
             clear_vanishing_moments(optimizer)
         for layer in self._wide_layers:

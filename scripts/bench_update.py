@@ -97,8 +97,8 @@ def main() -> None:
     bandwidth = copy_rate(device)
     print(f"copying {bandwidth / 1e9:.1f} GB/s", end="")
     rates = {}
-    for name in models:
-        dtype = choose_dtype("auto" if name in ("ddqn auto", "ddqn recorded") else "float32", device)
+    for name, model in models.items():
+        dtype = choose_dtype(getattr(model, "precision", "float32"), device)
         rates[name] = matrix_rate(dtype, device)
         print(f", {name}: {str(dtype).removeprefix('torch.')} {rates[name] / 1e9:.0f} GFLOP/s", end="")
     print(

@@ -150,7 +150,9 @@ def assert_equal(recorded, eager, tolerance):
         th.testing.assert_close(ours._max_priority, theirs._max_priority, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize(("n_steps", "priority_exponent", "precision"), [(3, 0.5, "float32"), (1, 0.0, "bfloat16")])
+@pytest.mark.parametrize(
+    ("n_steps", "priority_exponent", "precision"), [(3, 0.5, "float32"), (1, 0.0, "float32"), (1, 0.0, "bfloat16")]
+)
 def test_recorded_updates_are_the_same(traced, n_steps, priority_exponent, precision, monkeypatch):
     monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)
     eager, recorded = (make(n_steps=n_steps, priority_exponent=priority_exponent) for _ in range(2))

@@ -48,7 +48,6 @@ class Game:
         self._results_writer: ResultsWriter | None = monitor.results_writer
         monitor.results_writer = None
         self._emulator, self._next_emulator = self._make_emulator(), self._make_emulator()
-        self._is_at_end = False  # the emulator, of its game
         self._next_is_starting = False
         self._first_of_next: FirstFrame = (np.empty(0, np.uint8), {})
         self.lives, self.score, self.game_over = 0, 0.0, True
@@ -96,7 +95,7 @@ class Game:
         reward, terminated, truncated = float(rewards[0]), bool(terminations[0]), bool(truncations[0])
         info = self._info(batch_info)
         self.score += reward
-        self.game_over = self._is_at_end = terminated or truncated
+        self.game_over = terminated or truncated
         if self.game_over:
             info["episode"] = self._log_game(info)
         # Some games show 0 lives for a while before they are over
@@ -112,44 +111,47 @@ class Game:
     def start_game(self, seed: int | None = None) -> FirstFrame:
         """Start a new game, even if the last one is not over."""
         self._finish_step()
-        self.game_over, self._is_at_end = True, False
-        parts = self.start_episode(seed)
+        parts = self._press_fire(self._begin(*self._new_games(seed)))
         while True:
             try:
                 next(parts)
             except StopIteration as end:
                 return end.value
 
-    def start_episode(self, seed: int | None = None) -> Generator[None, None, FirstFrame]:
+    def start_episode(self) -> Generator[None, None, FirstFrame]:
         """AtariWrapper's reset: a new game where the last one is over, the next life otherwise.
 
         In parts, between which the emulator is at work and the caller may turn to another game.
 
         :return: the first frame, (H, W, 1), and the info
         """
-        frame, info = yield from self._next_life_or_game(seed)
+        first = yield from self._next_life_or_game()
+        return (yield from self._press_fire(first))
+
+    def _press_fire(self, first: FirstFrame) -> Generator[None, None, FirstFrame]:
         if self.settings.fire_reset:
             for action in FIRE_RESET_ACTIONS:
                 self.send(action)
                 yield
                 frame, _, terminated, truncated, info = self.receive()
+                first = frame, info
                 if terminated or truncated:
                     # SB3 shows the frame before this one
-                    frame, info = yield from self._next_life_or_game()
-        return frame, info
+                    first = yield from self._next_life_or_game()
+        return first
 
-    def _next_life_or_game(self, seed: int | None = None) -> Generator[None, None, FirstFrame]:
+    def _next_life_or_game(self) -> Generator[None, None, FirstFrame]:
         if not self.game_over:
             # A no-op leads out of the lost life, or ends the game after all
             self.send(NOOP)
             yield
             frame, _, _, _, info = self.receive()
-        if self.game_over:
-            frames, batch_info = self._next_game() if self._is_at_end else self._new_games(seed)
-            self._is_at_end = False
-            self._n_frames_before += self._n_frames
-            frame, info = self._frame(frames), self._info(batch_info)
-            self.lives, self.score, self.game_over = info["lives"], 0.0, False
+        return self._begin(*self._next_game()) if self.game_over else (frame, info)
+
+    def _begin(self, frames: np.ndarray, batch_info: dict[str, np.ndarray]) -> FirstFrame:
+        self._n_frames_before += self._n_frames
+        frame, info = self._frame(frames), self._info(batch_info)
+        self.lives, self.score, self.game_over = info["lives"], 0.0, False
         return frame, info
 
     def _new_games(self, seed: int | None) -> FirstFrame:
