@@ -25,7 +25,7 @@ class Recording:
 
     def __init__(self, function: Callable[..., th.Tensor], inputs: Sequence[Any], device: th.device) -> None:
         self._function = function
-        tensors = [th.as_tensor(value) for value in inputs]
+        tensors = [th.as_tensor(np.asarray(value)) for value in inputs]  # numbers stay doubles
         self._types, self._shapes = [tensor.dtype for tensor in tensors], [tensor.shape for tensor in tensors]
         self._sizes = [tensor.numel() for tensor in tensors]
         # One vector, which goes to the device in one copy; doubles hold whole numbers below 2^53 exactly
