@@ -103,7 +103,12 @@ def to_device(tensor: th.Tensor, device: th.device) -> th.Tensor:
 
 def _staged(tensor: th.Tensor, device: th.device) -> th.Tensor:
     """``tensor`` where a copy to the device can take it from while the host goes on."""
-    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor
+    pinned = th.empty_like(tensor, pin_memory=True)
+    # By NumPy, on this core: PyTorch would wake its threads for it, whose cores the emulators have
+    np.copyto(pinned.numpy(), tensor.numpy())
+    return pinned
 
 
 class HostCopy:
