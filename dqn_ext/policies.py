@@ -12,6 +12,7 @@ from torch import nn
 
 from dqn_ext.errors import InvalidInput
 from dqn_ext.features import EXTRACTORS, ImpalaCNN, NatureCNN
+from dqn_ext.hyperparameters import argument_names, check_names
 
 
 class DuelingHead(nn.Module):
@@ -163,6 +164,11 @@ class CnnPolicy(MlpPolicy, policies.CnnPolicy):
         if net_arch is None and is_ours:
             net_arch = []  # they end in a hidden layer, as SB3's NatureCNN
         features_extractor_kwargs = dict(features_extractor_kwargs or {})
+        if is_ours:
+            names = argument_names(features_extractor_class) - {"observation_space"}
+            check_names(features_extractor_kwargs, names, features_extractor_class.__name__)
+            if not isinstance(layer_norm := features_extractor_kwargs.get("layer_norm", False), bool):
+                raise InvalidInput(f"layer_norm must be True or False, not {layer_norm!r}.")
         if dueling and not net_arch and is_ours:
             default = inspect.signature(features_extractor_class).parameters["features_dim"].default
             features_dim = features_extractor_kwargs.setdefault("features_dim", 2 * default)
