@@ -58,6 +58,8 @@ class DDQN(DQN):
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class
     :param env: the environment to learn from
     :param double_q: ``False`` gives DQN's target on the same code, for ablations
+    :param return_bound: what no discounted return exceeds, ``max |r| / (1 - gamma)``; targets are clipped to
+        [-return_bound, return_bound] (Andrychowicz et al. 2017, appendix A; https://arxiv.org/abs/1707.01495)
     :param precision: of ``CnnPolicy``'s convolutions while learning, ``"float32"``, ``"bfloat16"``, or ``"auto"``:
         bfloat16 where the hardware gains from it; weights and Q-values are float32 in any case
     :param overlap: learn while the environments step. Actions are then chosen with the weights before the last call of
@@ -79,6 +81,7 @@ class DDQN(DQN):
         env: GymEnv | str,
         *args: Any,
         double_q: bool = True,
+        return_bound: float | None = None,
         precision: str = "float32",
         overlap: bool = False,
         compile: bool | str = False,
@@ -87,7 +90,8 @@ class DDQN(DQN):
     ) -> None:
         kwargs["_init_setup_model"] = False
         super().__init__(policy, env, *args, **kwargs)
-        self.double_q, self.precision, self.overlap, self.compile = double_q, precision, overlap, compile
+        self.double_q, self.return_bound = double_q, return_bound
+        self.precision, self.overlap, self.compile = precision, overlap, compile
         self._num_timesteps_at_last_train = 0
         # Frames in an observation, if it is a stack; saved with the agent
         stack = None if self.env is None else unwrap_vec_wrapper(self.env, VecFrameStack)
@@ -161,7 +165,7 @@ class DDQN(DQN):
         memory = self.replay_buffer
         if type(memory) is not FrameReplayBuffer or memory.place is None or self._vec_normalize_env is not None:
             return None
-        return memory.place, self.gamma, self.double_q
+        return memory.place, self.gamma, self.double_q, self.return_bound
 
     def _losses_of_sample(self, batch_size: int) -> tuple[th.Tensor, ...]:
         return self._losses(self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
@@ -195,16 +199,16 @@ class DDQN(DQN):
         if type(self.q_net) is QNetwork:  # one of the user's may do something to them first
             next_observations = self.q_net.prepare(next_observations)
         next_q_values_target = self.q_net_target(next_observations)
-        if not self.double_q:
-            return q_learning_target(replay_data.rewards, replay_data.dones, discounts, next_q_values_target)
-
-        # Selecting must not move BatchNorm's statistics, nor select through dropout
-        self.q_net.set_training_mode(False)
-        next_q_values_online = self.q_net(next_observations)
-        self.q_net.set_training_mode(True)
-        return double_q_target(
-            replay_data.rewards, replay_data.dones, discounts, next_q_values_online, next_q_values_target
-        )
+        rewards, dones = replay_data.rewards, replay_data.dones
+        if self.double_q:
+            # Selecting must not move BatchNorm's statistics, nor select through dropout
+            self.q_net.set_training_mode(False)
+            next_q_values_online = self.q_net(next_observations)
+            self.q_net.set_training_mode(True)
+            targets = double_q_target(rewards, dones, discounts, next_q_values_online, next_q_values_target)
+        else:
+            targets = q_learning_target(rewards, dones, discounts, next_q_values_target)
+        return targets if self.return_bound is None else targets.clamp(-self.return_bound, self.return_bound)
 
     def _report(self) -> None:
         """Log the last updates; with ``overlap`` on a GPU one call of train later, so that nobody waits for them.

@@ -61,6 +61,9 @@ def check_values(hyperparams: Mapping[str, Any]) -> None:
     value = hyperparams.get("max_grad_norm", 1)
     if not (_is_real(value) and value > 0):
         raise InvalidInput(f"max_grad_norm must be a number above 0, not {value!r}.")
+    value = hyperparams.get("return_bound")
+    if value is not None and not (_is_real(value) and 0 < value <= 1e9):
+        raise InvalidInput(f"return_bound must be a number above 0, at most 1e9, or None, not {value!r}.")
     value = hyperparams.get("learning_rate", 1)
     # SB3 takes numbers of Python's own kinds, or a schedule
     if not callable(value) and not (_is_real(value) and isinstance(value, (int, float)) and 0 < value < 1e9):

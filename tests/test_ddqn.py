@@ -79,6 +79,20 @@ def test_targets_of_a_chain_by_hand(truncate):
     np.testing.assert_allclose(targets, [1 + 54.5, 2 + 59.5, 4 + 64.5, 8 + 69.5, last])
 
 
+@pytest.mark.parametrize("double_q", [False, True])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_targets_are_clipped_to_the_return_bound(double_q, sign):
+    settings = {"gamma": 0.5, "policy_kwargs": {"net_arch": []}, "buffer_size": 100, "device": "cpu"}
+    model = DDQN("MlpPolicy", Chain(), double_q=double_q, return_bound=30, **settings)
+    collect(model, 5)
+    for q_net in (model.q_net, model.q_net_target):
+        set_q_values(q_net, [sign * 46.0, sign * 46.0], slope=sign * 8.0)
+    targets = model._target_q_values(model.replay_buffer._get_samples(np.arange(5))).detach().numpy()[:, 0]
+    # r + 0.5 * sign * (46 + 8 s'); the last one is terminal
+    expected = [1 + 27, 30, 30, 30, 16] if sign > 0 else [1 - 27, 2 - 31, -30, -30, 16]
+    np.testing.assert_allclose(targets, expected)
+
+
 @pytest.mark.parametrize("truncate", [False, True])
 def test_n_step_targets_of_two_environments_by_hand(truncate):
     env = DummyVecEnv([lambda: Chain(truncate)] * 2)

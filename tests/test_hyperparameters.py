@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -39,6 +40,16 @@ def test_buffer_smaller_than_a_batch():
 def test_learning_rate(value):
     with pytest.raises(InvalidInput, match="learning_rate must be a plain number above 0"):
         check_values({"learning_rate": value})
+
+
+@pytest.mark.parametrize("value", [0, -100, "100", True, float("nan"), 1e300])
+def test_return_bound(value):
+    with pytest.raises(
+        InvalidInput,
+        match="^return_bound must be a number above 0, at most 1e9, or None, not " + re.escape(repr(value)),
+    ):
+        check_values({"return_bound": value})
+    check_values({"return_bound": 100})
 
 
 def test_the_constructor_checks():

@@ -88,7 +88,9 @@ _policy_kwargs = record(
         "activation_fn": one_of(*ACTIVATIONS),
         "dueling": flag,
         "features_extractor_class": one_of(*EXTRACTORS),
-        "features_extractor_kwargs": record({}, {"features_dim": whole(1, 2**14), "width": whole(1, 64)}),
+        "features_extractor_kwargs": record(
+            {}, {"features_dim": whole(1, 2**14), "width": whole(1, 64), "layer_norm": flag}
+        ),
         "normalize_images": flag,
         "optimizer_class": one_of(*OPTIMIZERS),
         "optimizer_kwargs": record(
@@ -157,6 +159,7 @@ HYPERPARAMETERS: dict[str, Check] = {
     "exploration_final_eps": _fraction,
     "max_grad_norm": number(0),
     "double_q": flag,
+    "return_bound": either(one_of(None), number(0)),
     "precision": one_of("auto", "float32", "bfloat16"),
     "overlap": flag,
 }
@@ -213,13 +216,13 @@ def check_description(value: Any, name: str = DESCRIPTION) -> dict[str, Any]:
     hyperparameters, space = description["hyperparameters"], description["observation_space"]
     if space["type"] == "box" and prod(space["shape"]) > 2**22:
         raise InvalidInput(f"{name}.observation_space.shape must hold at most {2**22} numbers.")
-    if description["algorithm"] == "dqn" and {"double_q", "precision", "overlap"} & set(hyperparameters):
-        raise InvalidInput(
-            f"{name}.hyperparameters must not set double_q, precision or overlap, which dqn does not know."
-        )
     policy_kwargs = hyperparameters.get("policy_kwargs", {})
-    if description["algorithm"] == "dqn" and "dueling" in policy_kwargs:
-        raise InvalidInput(f"{name}.hyperparameters.policy_kwargs must not set dueling, which dqn does not know.")
+    if description["algorithm"] == "dqn":
+        for setting in ("double_q", "return_bound", "precision", "overlap"):
+            if setting in hyperparameters:
+                raise InvalidInput(f"{name}.hyperparameters must not set {setting}, which dqn does not know.")
+        if "dueling" in policy_kwargs:
+            raise InvalidInput(f"{name}.hyperparameters.policy_kwargs must not set dueling, which dqn does not know.")
     by_name = "features_extractor_class" in policy_kwargs
     if by_name and (description["algorithm"], hyperparameters["policy"]) != ("ddqn", "CnnPolicy"):
         raise InvalidInput(f"{name} must not name a features_extractor_class; that is for ddqn's CnnPolicy.")

@@ -33,7 +33,12 @@ AGENTS = [
     ("ddqn", "MlpPolicy", "CartPole-v1", "{'net_arch': [8], 'optimizer_class': th.optim.AdamW}"),
     ("dqn", "MlpPolicy", "CliffWalking-v1", {"net_arch": [8]}),
     ("ddqn", "MlpPolicy", "CartPole-v1", {"net_arch": [8], "dueling": True}),
-    ("ddqn", "CnnPolicy", Images, "dict(dueling=True, features_extractor_kwargs=dict(features_dim=16))"),
+    (
+        "ddqn",
+        "CnnPolicy",
+        Images,
+        "dict(dueling=True, features_extractor_kwargs=dict(features_dim=16, layer_norm=True))",
+    ),
     ("dqn", "CnnPolicy", Images, {"features_extractor_kwargs": {"features_dim": 16}}),
     ("ddqn", "CnnPolicy", Images, {"features_extractor_kwargs": {"features_dim": 16}, "normalize_images": True}),
     (
@@ -54,9 +59,11 @@ def test_there_and_back(algo, policy, env, policy_kwargs, tmp_path):
         eval(policy_kwargs, {"nn": nn, "th": th}) if isinstance(policy_kwargs, str) else policy_kwargs
     )  # as the Zoo does
     settings = {"buffer_size": 200, "learning_starts": 40, "device": "cpu", "seed": 3}
-    model = {"dqn": DQN, "ddqn": DDQN}[algo](policy, make(), policy_kwargs=objects, **settings)
+    own = {"return_bound": 100} if algo == "ddqn" else {}
+    model = {"dqn": DQN, "ddqn": DDQN}[algo](policy, make(), policy_kwargs=objects, **settings, **own)
     model.learn(60)
     hyperparams = {"policy": policy, "policy_kwargs": policy_kwargs, "buffer_size": 200, "learning_rate": "lin_1e-3"}
+    hyperparams |= own
     Agent.of(model, algo, "CartPole-v1", hyperparams, {}).write(tmp_path)
     agent = Agent.read(tmp_path / DESCRIPTION, tmp_path / WEIGHTS)
     loaded = agent.build()
@@ -66,6 +73,7 @@ def test_there_and_back(algo, policy, env, policy_kwargs, tmp_path):
     assert loaded.action_space == model.action_space
     assert (loaded.num_timesteps, loaded.exploration_rate, loaded.buffer_size) == (60, model.exploration_rate, 200)
     assert loaded.lr_schedule(0.5) == pytest.approx(5e-4)
+    assert own.items() <= vars(loaded).items()
     observations = np.array([model.observation_space.sample() for _ in range(20)])
     for network in ("q_net", "q_net_target"):
         q_values = getattr(loaded, network)(loaded.policy.obs_to_tensor(observations)[0])
