@@ -37,7 +37,7 @@ AGENTS = [
         "ddqn",
         "CnnPolicy",
         Images,
-        "dict(dueling=True, features_extractor_kwargs=dict(features_dim=16, layer_norm=True))",
+        "dict(dueling=True, features_extractor_kwargs=dict(features_dim=8, layer_norm=True))",
     ),
     ("dqn", "CnnPolicy", Images, {"features_extractor_kwargs": {"features_dim": 16}}),
     ("ddqn", "CnnPolicy", Images, {"features_extractor_kwargs": {"features_dim": 16}, "normalize_images": True}),
