@@ -21,24 +21,11 @@ class NatureCNN(torch_layers.NatureCNN):
     A convolution with stride 4 equals one with stride 1 over blocks of 4x4 pixels, each of which becomes one pixel of
     16 times the channels (space to depth). That form and channels-last memory suit vector units; and the bytes are
     never scaled, the weights are. Outputs equal SB3's to rounding.
-
-    :param observation_space: channels-first images, (C, H, W)
-    :param features_dim: units of the last layer
-    :param normalized_image: the images are scaled already, cf. SB3's
-    :param layer_norm: normalize the last layer, see :func:`normalized`; SB3's does not
     """
 
-    def __init__(
-        self,
-        observation_space: gym.Space,
-        features_dim: int = 512,
-        normalized_image: bool = False,
-        layer_norm: bool = False,
-    ) -> None:
+    def __init__(self, observation_space: gym.Space, features_dim: int = 512, normalized_image: bool = False) -> None:
         super().__init__(observation_space, features_dim, normalized_image)
         self.linear[0] = WideLinear.of(cast(nn.Linear, self.linear[0]))
-        if layer_norm:
-            self.linear = normalized(self.linear)
         for layer in (*self.cnn, *self.linear):
             if isinstance(layer, nn.ReLU):
                 layer.inplace = True  # one walk over the memory less
@@ -64,17 +51,6 @@ class NatureCNN(torch_layers.NatureCNN):
             weight, stride = F.pixel_unshuffle(weight, stride), 1
         weight = weight.contiguous(memory_format=th.channels_last)
         return self.linear(others(F.conv2d(images, weight, first.bias, stride)))
-
-
-def normalized(layers: nn.Sequential) -> nn.Sequential:
-    """:return: a linear layer and what follows it, with a layer normalization in between (Ba et al. 2016)
-
-    Its outputs have one norm, whatever the image, and so Q-values are bounded by the norm of the weights that follow.
-    Without it those of images unlike all others can grow on their own, each bootstrapped from the next (Ball et al.
-    2023, section 4.2, https://arxiv.org/abs/2302.02948; Gallici et al. 2024, https://arxiv.org/abs/2407.04811).
-    """
-    linear, *others = layers
-    return nn.Sequential(linear, nn.LayerNorm(cast(nn.Linear, linear).out_features), *others)
 
 
 class WideLinear(nn.Linear):
@@ -177,12 +153,9 @@ class ImpalaCNN(BaseFeaturesExtractor):
     :param observation_space: channels-first images, (C, H, W)
     :param features_dim: units of the last layer
     :param width: multiplies the paper's 16, 32 and 32 channels
-    :param layer_norm: normalize the last layer, see :func:`normalized`; the paper does not
     """
 
-    def __init__(
-        self, observation_space: spaces.Box, features_dim: int = 256, width: int = 1, layer_norm: bool = False
-    ) -> None:
+    def __init__(self, observation_space: spaces.Box, features_dim: int = 256, width: int = 1) -> None:
         super().__init__(observation_space, features_dim)
         in_channels, *image_size = observation_space.shape
         layers: list[nn.Module] = []
@@ -197,8 +170,6 @@ class ImpalaCNN(BaseFeaturesExtractor):
             image_size = [(size + 1) // 2 for size in image_size]
         self.cnn = nn.Sequential(*layers, nn.ReLU(), nn.Flatten())
         self.linear = nn.Sequential(WideLinear(in_channels * image_size[0] * image_size[1], features_dim), nn.ReLU())
-        if layer_norm:
-            self.linear = normalized(self.linear)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """:return: (B, ``features_dim``) from (B, C, H, W), uint8 or scaled to [0, 1]"""

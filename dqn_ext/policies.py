@@ -167,8 +167,6 @@ class CnnPolicy(MlpPolicy, policies.CnnPolicy):
         if is_ours:
             names = argument_names(features_extractor_class) - {"observation_space"}
             check_names(features_extractor_kwargs, names, features_extractor_class.__name__)
-            if not isinstance(layer_norm := features_extractor_kwargs.get("layer_norm", False), bool):
-                raise InvalidInput(f"layer_norm must be True or False, not {layer_norm!r}.")
         if dueling and not net_arch and is_ours:
             default = inspect.signature(features_extractor_class).parameters["features_dim"].default
             features_dim = features_extractor_kwargs.setdefault("features_dim", 2 * default)

@@ -108,24 +108,3 @@ def test_images_are_prepared_once_for_two_networks(extractor_class):
     prepared = one.prepare(images)
     for extractor in (one, other):
         assert th.equal(extractor.forward_prepared(prepared), extractor(images))
-
-
-@pytest.mark.parametrize("extractor_class", [NatureCNN, ImpalaCNN])
-def test_layer_norm(extractor_class):
-    """relu(LayerNorm(z)) of the last layer's z, by NumPy; all else is as without."""
-    plain, normalized = (extractor_class(image_space(4, 84, 84), 32, layer_norm=flag) for flag in (False, True))
-    weights = {name.replace("linear.1", "norm"): value for name, value in normalized.state_dict().items()}
-    scale, shift = (weights.pop(f"norm.{name}").uniform_(-1, 1) for name in ("weight", "bias"))
-    plain.load_state_dict(weights)
-    images = th.randint(0, 256, (3, 4, 84, 84), dtype=th.uint8)
-    before = {}
-    plain.linear[0].register_forward_hook(lambda layer, inputs, z: before.update(z=z.detach().clone().numpy()))
-    plain(images)
-    z = before["z"] - before["z"].mean(axis=1, keepdims=True)
-    z /= np.sqrt((z**2).mean(axis=1, keepdims=True) + 1e-5)
-    expected = np.maximum(z * scale.numpy() + shift.numpy(), 0)
-    np.testing.assert_allclose(normalized(images).detach(), expected, rtol=1e-3, atol=1e-4)
-    assert [name for name in normalized.state_dict() if name not in plain.state_dict()] == [
-        "linear.1.weight",
-        "linear.1.bias",
-    ]

@@ -88,9 +88,7 @@ _policy_kwargs = record(
         "activation_fn": one_of(*ACTIVATIONS),
         "dueling": flag,
         "features_extractor_class": one_of(*EXTRACTORS),
-        "features_extractor_kwargs": record(
-            {}, {"features_dim": whole(1, 2**14), "width": whole(1, 64), "layer_norm": flag}
-        ),
+        "features_extractor_kwargs": record({}, {"features_dim": whole(1, 2**14), "width": whole(1, 64)}),
         "normalize_images": flag,
         "optimizer_class": one_of(*OPTIMIZERS),
         "optimizer_kwargs": record(

@@ -33,12 +33,7 @@ AGENTS = [
     ("ddqn", "MlpPolicy", "CartPole-v1", "{'net_arch': [8], 'optimizer_class': th.optim.AdamW}"),
     ("dqn", "MlpPolicy", "CliffWalking-v1", {"net_arch": [8]}),
     ("ddqn", "MlpPolicy", "CartPole-v1", {"net_arch": [8], "dueling": True}),
-    (
-        "ddqn",
-        "CnnPolicy",
-        Images,
-        "dict(dueling=True, features_extractor_kwargs=dict(features_dim=8, layer_norm=True))",
-    ),
+    ("ddqn", "CnnPolicy", Images, "dict(dueling=True, features_extractor_kwargs=dict(features_dim=16))"),
     ("dqn", "CnnPolicy", Images, {"features_extractor_kwargs": {"features_dim": 16}}),
     ("ddqn", "CnnPolicy", Images, {"features_extractor_kwargs": {"features_dim": 16}, "normalize_images": True}),
     (
