@@ -36,7 +36,7 @@ from dqn_ext.learner import Learner, Losses, choose_compilation, choose_dtype
 from dqn_ext.overlap import Meanwhile
 from dqn_ext.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, QNetwork
 from dqn_ext.replay import Draw, FrameReplayBuffer, PrioritizedReplayBufferSamples, files
-from dqn_ext.td_targets import double_q_target, q_learning_target
+from dqn_ext.td_targets import clip_to_returns, double_q_target, q_learning_target
 
 SelfDDQN = TypeVar("SelfDDQN", bound="DDQN")
 
@@ -58,8 +58,8 @@ class DDQN(DQN):
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class
     :param env: the environment to learn from
     :param double_q: ``False`` gives DQN's target on the same code, for ablations
-    :param return_bound: what no discounted return exceeds, ``max |r| / (1 - gamma)``; targets are clipped to
-        [-return_bound, return_bound] (Andrychowicz et al. 2017, appendix A; https://arxiv.org/abs/1707.01495)
+    :param reward_bound: what no reward's absolute value exceeds; targets are clipped to the returns that such rewards
+        can have, see :func:`dqn_ext.td_targets.clip_to_returns`
     :param precision: of ``CnnPolicy``'s convolutions while learning, ``"float32"``, ``"bfloat16"``, or ``"auto"``:
         bfloat16 where the hardware gains from it; weights and Q-values are float32 in any case
     :param overlap: learn while the environments step. Actions are then chosen with the weights before the last call of
@@ -81,7 +81,7 @@ class DDQN(DQN):
         env: GymEnv | str,
         *args: Any,
         double_q: bool = True,
-        return_bound: float | None = None,
+        reward_bound: float | None = None,
         precision: str = "float32",
         overlap: bool = False,
         compile: bool | str = False,
@@ -90,8 +90,10 @@ class DDQN(DQN):
     ) -> None:
         kwargs["_init_setup_model"] = False
         super().__init__(policy, env, *args, **kwargs)
-        self.double_q, self.return_bound = double_q, return_bound
+        self.double_q, self.reward_bound = double_q, reward_bound
         self.precision, self.overlap, self.compile = precision, overlap, compile
+        if isinstance(self.train_freq, list):
+            self.train_freq = tuple(self.train_freq)  # YAML knows no tuples
         self._num_timesteps_at_last_train = 0
         # Frames in an observation, if it is a stack; saved with the agent
         stack = None if self.env is None else unwrap_vec_wrapper(self.env, VecFrameStack)
@@ -104,7 +106,14 @@ class DDQN(DQN):
             self._choose_replay_buffer()
             choose_dtype(precision, self.device)
             choose_compilation(compile, self.device)
-            self._setup_model()
+            try:
+                self._setup_model()
+            except InvalidInput:
+                raise
+            except Exception as error:  # each argument has its own
+                if not self.policy_kwargs:
+                    raise
+                raise InvalidInput(f"policy_kwargs {self.policy_kwargs} make no {owner}: {error}") from error
 
     # ------------------------------------------------------------------ learning
 
@@ -165,7 +174,7 @@ class DDQN(DQN):
         memory = self.replay_buffer
         if type(memory) is not FrameReplayBuffer or memory.place is None or self._vec_normalize_env is not None:
             return None
-        return memory.place, self.gamma, self.double_q, self.return_bound
+        return memory.place, self.gamma, self.double_q, self.reward_bound
 
     def _losses_of_sample(self, batch_size: int) -> tuple[th.Tensor, ...]:
         return self._losses(self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
@@ -208,7 +217,7 @@ class DDQN(DQN):
             targets = double_q_target(rewards, dones, discounts, next_q_values_online, next_q_values_target)
         else:
             targets = q_learning_target(rewards, dones, discounts, next_q_values_target)
-        return targets if self.return_bound is None else targets.clamp(-self.return_bound, self.return_bound)
+        return targets if self.reward_bound is None else clip_to_returns(targets, self.reward_bound, self.gamma)
 
     def _report(self) -> None:
         """Log the last updates; with ``overlap`` on a GPU one call of train later, so that nobody waits for them.
@@ -288,8 +297,10 @@ class DDQN(DQN):
             if not self._goes_on_where_it_was():
                 self._last_obs = None
         self._stack_planes()
-        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
-        self.optimize_memory_usage = optimize_memory_usage
+        try:
+            total_timesteps, callback = super()._setup_learn(*args, **kwargs)
+        finally:
+            self.optimize_memory_usage = optimize_memory_usage
         # 0 where the count of timesteps starts again
         self._num_timesteps_at_last_train = min(self._num_timesteps_at_last_train, self.num_timesteps)
         if self.verbose >= 1 and (updates := self._updates_per_transition()) is not None:
@@ -394,9 +405,10 @@ class DDQN(DQN):
                 buffer_class = NStepReplayBuffer
             else:
                 buffer_class = ReplayBuffer
-        check_names(buffer_kwargs, argument_names(buffer_class), owner=f"the replay memory, {buffer_class.__name__}")
+        names = argument_names(buffer_class) - {"buffer_size", "device", "n_envs", "optimize_memory_usage"}
+        check_names(buffer_kwargs, names, owner=f"the replay memory, {buffer_class.__name__}")
         if self.optimize_memory_usage and not issubclass(buffer_class, FrameReplayBuffer):
-            if issubclass(buffer_class, DictReplayBuffer):
+            if issubclass(buffer_class, (DictReplayBuffer, NStepReplayBuffer)):
                 raise InvalidInput(f"optimize_memory_usage must be False with {buffer_class.__name__}.")
             if buffer_kwargs.get("handle_timeout_termination", True):
                 raise InvalidInput(
@@ -405,6 +417,7 @@ class DDQN(DQN):
                 )
         if issubclass(buffer_class, (NStepReplayBuffer, FrameReplayBuffer)):
             buffer_kwargs = {"n_steps": self.n_steps, "gamma": self.gamma, **buffer_kwargs}
+            check_values({name: buffer_kwargs[name] for name in ("n_steps", "gamma")})
         if issubclass(buffer_class, FrameReplayBuffer):
             buffer_kwargs = {"n_stack": self._n_stack, **buffer_kwargs}
         if self.n_steps > 1 and "n_steps" not in buffer_kwargs:
@@ -439,8 +452,9 @@ class DDQN(DQN):
     def load(cls: type[SelfDDQN], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> SelfDDQN:
         """Cf. :meth:`stable_baselines3.DQN.load`. Agents trained with SB3's DQN load too.
 
-        :raises InvalidInput: on a file that is not the model of a DQN
+        :raises InvalidInput: on a file that is not the model of a DQN, or a hyperparameter out of range
         """
+        check_values(kwargs)
         check_model_file(path)
         return super().load(path, *args, **kwargs)
 
@@ -467,9 +481,11 @@ class DDQN(DQN):
             buffer_class, buffer_kwargs = self._choose_replay_buffer()
             if issubclass(buffer_class, FrameReplayBuffer):
                 raise InvalidInput(f"{path} is not a replay memory of stacked images; it has not been unpickled.")
+            before = self._replay_buffer
             super().load_replay_buffer(path, truncate_last_traj)
             loaded = self.replay_buffer
             if type(loaded) is not buffer_class or loaded.n_envs != self.n_envs:
+                self._replay_buffer = before
                 raise InvalidInput(
                     f"{path} holds a {type(loaded).__name__} of {loaded.n_envs} environments, and these settings need "
                     f"a {buffer_class.__name__} of {self.n_envs}."

@@ -61,9 +61,9 @@ def check_values(hyperparams: Mapping[str, Any]) -> None:
     value = hyperparams.get("max_grad_norm", 1)
     if not (_is_real(value) and value > 0):
         raise InvalidInput(f"max_grad_norm must be a number above 0, not {value!r}.")
-    value = hyperparams.get("return_bound")
+    value = hyperparams.get("reward_bound")
     if value is not None and not (_is_real(value) and 0 < value <= 1e9):
-        raise InvalidInput(f"return_bound must be a number above 0, at most 1e9, or None, not {value!r}.")
+        raise InvalidInput(f"reward_bound must be a number above 0, at most 1e9, or None, not {value!r}.")
     value = hyperparams.get("learning_rate", 1)
     # SB3 takes numbers of Python's own kinds, or a schedule
     if not callable(value) and not (_is_real(value) and isinstance(value, (int, float)) and 0 < value < 1e9):
@@ -99,8 +99,11 @@ def check_values(hyperparams: Mapping[str, Any]) -> None:
     if buffer_size is not None and batch_size is not None and buffer_size < batch_size:
         raise InvalidInput(f"buffer_size must be at least batch_size ({batch_size}), not {buffer_size}.")
     n_steps = hyperparams.get("n_steps")
-    if buffer_size is not None and n_steps is not None and buffer_size < n_steps:
-        raise InvalidInput(f"n_steps must be at most buffer_size ({buffer_size}), not {n_steps}.")
+    n_envs = hyperparams.get("n_envs", 1)
+    if buffer_size is not None and n_steps is not None and max(buffer_size // n_envs, 1) < n_steps:
+        raise InvalidInput(
+            f"n_steps must be at most what buffer_size has of an environment ({buffer_size} / {n_envs}), not {n_steps}."
+        )
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -121,5 +124,6 @@ def argument_names(owner: type) -> set[str]:
         names |= {parameter.name for parameter in parameters}
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             break  # this one hands nothing on to its parent
-    # The Zoo sets these itself
-    return {name for name in names if not name.startswith("_")} - {"self", "env", "args", "kwargs"}
+    # The Zoo or the algorithm sets these itself
+    given = {"self", "env", "args", "kwargs", "observation_space", "action_space", "lr_schedule"}
+    return {name for name in names if not name.startswith("_")} - given

@@ -115,6 +115,7 @@ class Learner:
         """An update that takes learning rates, and what ``losses`` takes, as tensors on the device."""
         places = [self._parameters[0].new_zeros(()) for _ in self.policy.optimizer.param_groups]
         if self._compiles:
+            th.compiler.reset()  # it compiles a function for eight agents, and then no more
             compiled_losses: Losses = th.compile(losses, **COMPILER)
             compiled_step: ClipAndStep = th.compile(self._clip_and_step, **COMPILER)
             # Advice to those who can change the program; as the warnings below
@@ -130,6 +131,8 @@ class Learner:
                     with warnings.catch_warnings(), self._rates_on_device(places, fused=False, foreach=True):
                         warnings.simplefilter("ignore")
                         return self._update(compiled_losses, values, max_grad_norm, compiled_step)
+                except th.OutOfMemoryError:
+                    raise
                 except Exception as error:  # of a compiler that is not as PyTorch wants it, for example
                     self._do_not_compile(error)
             self._hold_casts()  # each update makes its own

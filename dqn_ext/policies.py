@@ -165,7 +165,7 @@ class CnnPolicy(MlpPolicy, policies.CnnPolicy):
             net_arch = []  # they end in a hidden layer, as SB3's NatureCNN
         features_extractor_kwargs = dict(features_extractor_kwargs or {})
         if is_ours:
-            names = argument_names(features_extractor_class) - {"observation_space"}
+            names = argument_names(features_extractor_class)
             check_names(features_extractor_kwargs, names, features_extractor_class.__name__)
         if dueling and not net_arch and is_ours:
             default = inspect.signature(features_extractor_class).parameters["features_dim"].default

@@ -51,6 +51,23 @@ def double_q_target(
     return _bootstrap(rewards, dones, discounts, next_q_values_target.gather(dim=1, index=selected_actions))
 
 
+def clip_to_returns(targets: th.Tensor, reward_bound: float, gamma: float) -> th.Tensor:
+    """Clip to the returns that are possible where no ``|r|`` exceeds ``reward_bound``: ``reward_bound / (1 - gamma)``.
+
+    A value that has run away, bootstrapped from others that did, comes back to that (Andrychowicz et al. 2017,
+    appendix A; https://arxiv.org/abs/1707.01495).
+
+    :param targets: (B, 1)
+    :param reward_bound: above 0
+    :param gamma: of one step, also for returns of several; with 1 nothing is clipped
+    :return: (B, 1)
+    """
+    if gamma == 1:
+        return targets
+    return_bound = reward_bound / (1 - gamma)
+    return targets.clamp(-return_bound, return_bound)
+
+
 def _bootstrap(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float, next_values: th.Tensor) -> th.Tensor:
     # A (B,) reward would silently broadcast against (B, 1) into (B, B).
     if not rewards.shape == dones.shape == next_values.shape:

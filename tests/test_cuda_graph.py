@@ -129,7 +129,6 @@ def compiled(monkeypatch):
     monkeypatch.setattr(cuda_graph, "CudaGraph", Again)
     monkeypatch.setattr(Again, "made", 0)
     monkeypatch.setattr(learner, "COMPILER", {**learner.COMPILER, "backend": "aot_eager"})
-    th._dynamo.reset()
 
     def compiled(model, compiles="auto"):
         model.prepare_learning()._records = model.prepare_learning()._compiles = True
@@ -206,10 +205,17 @@ def test_compiled_updates_with_priorities(compiled, monkeypatch):
         eager, model = make(priority_exponent=0.5), make(priority_exponent=0.5)
         eager.precision = model.precision = precision
         train_a_little(as_on_a_gpu(eager))
-        th._dynamo.reset()  # another agent is compiled anew
         train_a_little(compiled(model))
         assert model.prepare_learning()._compiles, "still"
         assert_equal(model, eager, tolerance)
+
+
+def test_any_number_of_agents_is_compiled(compiled):
+    with th._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for _ in range(2):
+            model = compiled(make())
+            learn(model, 40)
+            assert model.prepare_learning()._compiles, "still"
 
 
 def test_a_compiler_that_fails(compiled, monkeypatch, caplog):

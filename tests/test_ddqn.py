@@ -81,14 +81,14 @@ def test_targets_of_a_chain_by_hand(truncate):
 
 @pytest.mark.parametrize("double_q", [False, True])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_targets_are_clipped_to_the_return_bound(double_q, sign):
+def test_targets_are_clipped_to_returns(double_q, sign):
     settings = {"gamma": 0.5, "policy_kwargs": {"net_arch": []}, "buffer_size": 100, "device": "cpu"}
-    model = DDQN("MlpPolicy", Chain(), double_q=double_q, return_bound=30, **settings)
+    model = DDQN("MlpPolicy", Chain(), double_q=double_q, reward_bound=15, **settings)
     collect(model, 5)
     for q_net in (model.q_net, model.q_net_target):
         set_q_values(q_net, [sign * 46.0, sign * 46.0], slope=sign * 8.0)
     targets = model._target_q_values(model.replay_buffer._get_samples(np.arange(5))).detach().numpy()[:, 0]
-    # r + 0.5 * sign * (46 + 8 s'); the last one is terminal
+    # r + 0.5 * sign * (46 + 8 s'), clipped to 15 / (1 - 0.5); the last one is terminal
     expected = [1 + 27, 30, 30, 30, 16] if sign > 0 else [1 - 27, 2 - 31, -30, -30, 16]
     np.testing.assert_allclose(targets, expected)
 
@@ -256,8 +256,11 @@ def test_a_pickled_replay_memory_takes_the_settings(tmp_path):
     assert isinstance(loaded, NStepReplayBuffer)
     assert (loaded.n_steps, loaded.gamma, loaded.size()) == (2, 0.5, 40)
     assert set(loaded.sample(64).discounts.unique().tolist()) <= {0.5, 0.25}
+    one_step = DDQN("MlpPolicy", "CartPole-v1", device="cpu")
+    memory = one_step.replay_buffer
     with pytest.raises(InvalidInput, match=r"holds a NStepReplayBuffer of 1 environments, and .* a ReplayBuffer of 1"):
-        DDQN("MlpPolicy", "CartPole-v1", device="cpu").load_replay_buffer(tmp_path / "pickled")
+        one_step.load_replay_buffer(tmp_path / "pickled")
+    assert one_step.replay_buffer is memory
     with pytest.raises(InvalidInput, match=r"of 1 environments, and these settings need a NStepReplayBuffer of 2\."):
         DDQN("MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=3, device="cpu").load_replay_buffer(
             tmp_path / "pickled"
@@ -289,6 +292,8 @@ def test_what_sb3s_buffers_refuse_is_refused_at_once():
     build(optimize_memory_usage=True, replay_buffer_kwargs={"handle_timeout_termination": False})
     with pytest.raises(InvalidInput, match="optimize_memory_usage must be False with DictReplayBuffer"):
         build("MultiInputPolicy", SimpleMultiObsEnv(), optimize_memory_usage=True)
+    with pytest.raises(InvalidInput, match="optimize_memory_usage must be False with NStepReplayBuffer"):
+        build(n_steps=3, optimize_memory_usage=True)
     with pytest.raises(InvalidInput, match="train_freq must be in steps with several environments"):
         build(env=make_vec_env("CartPole-v1", 2), train_freq=(1, "episode"))
     with pytest.raises(InvalidInput, match="'duelling' is not a hyperparameter of MlpPolicy; did you mean 'dueling'"):
@@ -412,6 +417,8 @@ def test_files_that_are_no_model(tmp_path):
         DDQN.load(tmp_path / "ppo.zip")
     with good.open("rb") as file:
         assert isinstance(DDQN.load(file), DDQN)
+    with pytest.raises(InvalidInput, match="gamma must lie"):
+        DDQN.load(good, gamma=7)
 
 
 def test_damaged_model_files():

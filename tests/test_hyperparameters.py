@@ -1,12 +1,18 @@
 import math
 import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
-from dqn_ext import DDQN
+from dqn_ext import DDQN, FrameReplayBuffer
 from dqn_ext.errors import Diverged, InvalidInput
+from dqn_ext.features import NatureCNN
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
+from dqn_ext.policies import CnnPolicy
 
 
 @pytest.mark.parametrize("name", ["batch_size", "buffer_size", "target_update_interval", "n_steps", "train_freq"])
@@ -43,13 +49,13 @@ def test_learning_rate(value):
 
 
 @pytest.mark.parametrize("value", [0, -100, "100", True, float("nan"), 1e300])
-def test_return_bound(value):
+def test_reward_bound(value):
     with pytest.raises(
         InvalidInput,
-        match="^return_bound must be a number above 0, at most 1e9, or None, not " + re.escape(repr(value)),
+        match="^reward_bound must be a number above 0, at most 1e9, or None, not " + re.escape(repr(value)),
     ):
-        check_values({"return_bound": value})
-    check_values({"return_bound": 100})
+        check_values({"reward_bound": value})
+    check_values({"reward_bound": 1})
 
 
 def test_the_constructor_checks():
@@ -75,6 +81,34 @@ def test_any_value_runs_or_gets_a_sentence(name):
         except (InvalidInput, Diverged):
             continue
         assert all(weights.isfinite().all() for weights in model.policy.parameters()), (name, value)
+
+
+NESTED = {
+    "policy_kwargs": argument_names(CnnPolicy),
+    "features_extractor_kwargs": argument_names(NatureCNN),
+    "replay_buffer_kwargs": argument_names(FrameReplayBuffer),
+}
+
+
+@pytest.mark.parametrize(("owner", "name"), [(owner, name) for owner in NESTED for name in sorted(NESTED[owner])])
+def test_any_nested_value_makes_an_agent_or_gets_a_sentence(owner, name):
+    env = VecFrameStack(DummyVecEnv([lambda: FakeImageEnv(40, 40, n_channels=1, discrete=True)]), 4)
+    for value in [None, -1, 0, 0.5, 16, "x", [8], ["raw"], {}, (1, 2, 3), object(), 10**30]:
+        settings = {"policy_kwargs": {"features_extractor_kwargs": {"features_dim": 16}}, owner: {name: value}}
+        if owner == "features_extractor_kwargs":
+            settings = {"policy_kwargs": {"dueling": True, owner: {name: value}}}
+        with suppress(InvalidInput):
+            DDQN("CnnPolicy", env, buffer_size=100, device="cpu", **settings).replay_buffer.size()
+
+
+def test_a_list_for_train_freq():
+    assert DDQN("MlpPolicy", "CartPole-v1", train_freq=[2, "episode"]).train_freq == (2, TrainFrequencyUnit.EPISODE)
+
+
+def test_several_steps_of_several_environments():
+    with pytest.raises(InvalidInput, match=r"n_steps must be at most what buffer_size has of an .* \(64 / 8\), not 9"):
+        check_values({"n_envs": 8, "buffer_size": 64, "n_steps": 9})
+    check_values({"n_envs": 8, "buffer_size": 64, "n_steps": 8})
 
 
 def test_nearest_name():

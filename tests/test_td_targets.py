@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from dqn_ext.td_targets import double_q_target, q_learning_target
+from dqn_ext.td_targets import clip_to_returns, double_q_target, q_learning_target
 
 
 def column(*values: float) -> th.Tensor:
@@ -54,6 +54,13 @@ def test_double_q_target_against_numpy():
     ]
     actual = double_q_target(*map(th.from_numpy, (rewards, dones, discounts, online, target)))
     np.testing.assert_allclose(actual.numpy()[:, 0], expected, rtol=1e-6)
+
+
+def test_clip_to_returns():
+    targets = column(-101, -99, 0.5, 100, 1e9)
+    th.testing.assert_close(clip_to_returns(targets, 1, 0.99), column(-100, -99, 0.5, 100, 100))
+    th.testing.assert_close(clip_to_returns(targets, 3, 0.9), column(-30, -30, 0.5, 30, 30))
+    assert th.equal(clip_to_returns(targets, 1, 1), targets)
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3)])

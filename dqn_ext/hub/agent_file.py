@@ -157,7 +157,7 @@ HYPERPARAMETERS: dict[str, Check] = {
     "exploration_final_eps": _fraction,
     "max_grad_norm": number(0),
     "double_q": flag,
-    "return_bound": either(one_of(None), number(0)),
+    "reward_bound": either(one_of(None), number(0)),
     "precision": one_of("auto", "float32", "bfloat16"),
     "overlap": flag,
 }
@@ -216,7 +216,7 @@ def check_description(value: Any, name: str = DESCRIPTION) -> dict[str, Any]:
         raise InvalidInput(f"{name}.observation_space.shape must hold at most {2**22} numbers.")
     policy_kwargs = hyperparameters.get("policy_kwargs", {})
     if description["algorithm"] == "dqn":
-        for setting in ("double_q", "return_bound", "precision", "overlap"):
+        for setting in ("double_q", "reward_bound", "precision", "overlap"):
             if setting in hyperparameters:
                 raise InvalidInput(f"{name}.hyperparameters must not set {setting}, which dqn does not know.")
         if "dueling" in policy_kwargs:

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -198,7 +199,7 @@ class FrameReplayBuffer(ReplayBuffer):
         if self._store == "memmap":
             return  # the disk's matter
         if self._store == "device" and self.device.type == "cuda":
-            available, where = th.cuda.mem_get_info(self.device)[0], str(self.device)
+            available, where = free_memory(self.device), str(self.device)
         else:
             available, where = psutil.virtual_memory().available, "this machine"
         if n_bytes > available:
@@ -632,6 +633,12 @@ class FrameReplayBuffer(ReplayBuffer):
         self.importance_exponent = state["importance_exponent"]
 
 
+def free_memory(device: th.device) -> int:
+    """What tensors can still take of a CUDA device, in bytes: PyTorch keeps for the next ones what earlier ones had."""
+    kept = th.cuda.memory_reserved(device) - th.cuda.memory_allocated(device)
+    return th.cuda.mem_get_info(device)[0] + kept
+
+
 def choose_store(store: str, device: th.device, sizes: tuple[int, int, int]) -> str:
     """What ``store`` means on this device.
 
@@ -640,7 +647,7 @@ def choose_store(store: str, device: th.device, sizes: tuple[int, int, int]) -> 
     if store != "auto":
         return store
     # A quarter is left to all else that a learner needs there
-    has_room = device.type == "cuda" and DeviceStore.bytes_needed(*sizes) < 0.75 * th.cuda.mem_get_info(device)[0]
+    has_room = device.type == "cuda" and DeviceStore.bytes_needed(*sizes) < 0.75 * free_memory(device)
     return "device" if has_room else "compressed"
 
 
@@ -650,8 +657,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     :raises InvalidInput: on a value that is not allowed
     """
     store = settings.get("store", "raw")
-    if store != "auto" and store not in STORES:
+    if store not in ("auto", *STORES):
         raise InvalidInput(f"store must be one of auto, {', '.join(STORES)}, not {store!r}.")
+    if not isinstance(store_dir := settings.get("store_dir"), (str, NoneType)):
+        raise InvalidInput(f"store_dir must be the name of a folder, or None, not {store_dir!r}.")
     for name in ("priority_exponent", "importance_exponent"):
         value = settings.get(name, 0.0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:

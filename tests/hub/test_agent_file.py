@@ -54,7 +54,7 @@ def test_there_and_back(algo, policy, env, policy_kwargs, tmp_path):
         eval(policy_kwargs, {"nn": nn, "th": th}) if isinstance(policy_kwargs, str) else policy_kwargs
     )  # as the Zoo does
     settings = {"buffer_size": 200, "learning_starts": 40, "device": "cpu", "seed": 3}
-    own = {"return_bound": 100} if algo == "ddqn" else {}
+    own = {"reward_bound": 1} if algo == "ddqn" else {}
     model = {"dqn": DQN, "ddqn": DDQN}[algo](policy, make(), policy_kwargs=objects, **settings, **own)
     model.learn(60)
     hyperparams = {"policy": policy, "policy_kwargs": policy_kwargs, "buffer_size": 200, "learning_rate": "lin_1e-3"}

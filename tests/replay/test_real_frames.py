@@ -283,5 +283,9 @@ def test_the_store_of_the_device(monkeypatch):
     for free, store in ((16e9, "device"), (8e9, "compressed")):
         monkeypatch.setattr(th.cuda, "mem_get_info", lambda device, free=free: (free, 16e9))
         assert choose_store("auto", th.device("cuda"), sizes) == store
+    # What PyTorch has kept of tensors that are gone: the memory before a checkpoint was loaded
+    monkeypatch.setattr(th.cuda, "memory_reserved", lambda device: 9e9)
+    monkeypatch.setattr(th.cuda, "memory_allocated", lambda device: 1e9)
+    assert choose_store("auto", th.device("cuda"), sizes) == "device"
     model = DDQN("CnnPolicy", pong(), buffer_size=50, replay_buffer_kwargs={"store": "auto"}, device="cpu")
     assert type(model.replay_buffer._frames) is CompressedStore
