@@ -111,6 +111,7 @@ def test_blocks_together(double_q, dueling, priority_exponent, n_steps, extracto
         env,
         double_q=double_q,
         n_steps=n_steps,
+        reward_bound=1,
         buffer_size=200,
         learning_starts=20,
         batch_size=8,
