@@ -17,6 +17,7 @@ _WHOLE_NUMBERS = {
     "target_update_interval": 1,
     "n_steps": 1,
     "n_envs": 1,
+    "frame_stack": 1,
     "checkpoint_freq": 0,  # 0: no checkpoints
     "learning_starts": 0,
     "gradient_steps": -1,  # -1: as many as steps were collected

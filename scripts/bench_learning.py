@@ -48,7 +48,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.utils import get_device
-from suite import Run, RunFailed, RunKilled, environments, own_and_zoo_flags, prepare, replace, table, train
+from suite import Run, RunFailed, RunKilled, budget, environments, own_and_zoo_flags, prepare, replace, table, train
 
 from dqn_ext.watch import load, make_env, saved_args, trained_env_kwargs
 from dqn_ext.zoo import register
@@ -107,10 +107,6 @@ DOUBLE_DQN_50M = {
 
 def record_path(run: Run, label: str, records: Path) -> Path:
     return records / f"{label}-{run.env_name}-{budget(run)}-{run.seed}.json".replace(" ", "_")
-
-
-def budget(run: Run) -> int:
-    return int(run.flags[run.flags.index("-n") + 1])
 
 
 def command(run: Run) -> str:

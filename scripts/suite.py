@@ -35,6 +35,8 @@ DIE_WITH_PARENT = (
 )
 ENDED_FROM_OUTSIDE = (75, 130, 143)  # ddqn's exit codes after a signal, cf. dqn_ext.checkpoint
 TOLD = ("Eval num_timesteps", "Going on from", "Error:")
+# The Zoo's command would begin another run beside the one that is asked for
+OF_ANOTHER_RUN = ("but it is another run than this", "This is a run of its own")
 
 
 class Run(NamedTuple):
@@ -119,7 +121,11 @@ def train(run: Run) -> None:
         if run.is_finished:
             return
         if run.zoo_folder.exists() and not CheckpointFolder(run.zoo_folder / "checkpoint").steps():
+            if (steps_of(run) or 0) >= budget(run):  # this process's predecessor died when it should have said so
+                (run.folder / "finished").touch()
+                return
             shutil.rmtree(run.zoo_folder.parent)
+        run.agent.unlink(missing_ok=True)  # of a run that a signal has ended; there is a checkpoint of it
         with (run.folder / "attempts").open("a") as attempts:
             attempts.write(f"{os.uname().nodename}\n")
         die_with_parent = ["-c", DIE_WITH_PARENT] if sys.platform == "linux" else []
@@ -141,6 +147,9 @@ def train(run: Run) -> None:
                 log.write(line)
                 log.flush()
                 lines = [*lines[-5:], line]
+                if any(words in line for words in OF_ANOTHER_RUN):
+                    process.kill()
+                    raise RunFailed(f"{run.name}: {line.rstrip()} Give the suite another folder, -f.")
                 if line.startswith(TOLD):
                     print(f"{run.name}: {line.rstrip()}", flush=True)  # Ray brings it to the driver
         if process.returncode < 0 or process.returncode in ENDED_FROM_OUTSIDE:
@@ -150,15 +159,24 @@ def train(run: Run) -> None:
         (run.folder / "finished").touch()
 
 
+def budget(run: Run) -> int:
+    return int(run.flags[run.flags.index("-n") + 1])
+
+
+def steps_of(run: Run) -> int | None:
+    """Of its last agent, if that can be read."""
+    with contextlib.suppress(OSError, KeyError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(run.agent) as agent:
+        return int(json.loads(agent.read("data"))["num_timesteps"])
+    return None
+
+
 def row(run: Run) -> dict[str, Any]:
     """What the suite's table says of a run. Scores are means over an evaluation's games."""
     result: dict[str, Any] = {"game": run.env, "algo": run.algo, "seed": run.seed, "last": None, "best": None}
     with contextlib.suppress(OSError):
         means = np.load(run.zoo_folder / "evaluations.npz")["results"].mean(axis=1)
         result |= {"last": float(means[-1]), "best": float(means.max())}
-    result |= {"steps": None, "hours": None}
-    with contextlib.suppress(OSError), zipfile.ZipFile(run.agent) as agent:
-        result["steps"] = json.loads(agent.read("data"))["num_timesteps"]
+    result |= {"steps": steps_of(run), "hours": None}
     with contextlib.suppress(OSError, LoadMonitorResultsError, ValueError):
         # Time of training, without what was lost and made up for
         result["hours"] = float(load_results(str(run.zoo_folder))["t"].max()) / 3600

@@ -84,11 +84,13 @@ def test_on_this_machine(tmp_path: Path) -> None:
         assert row["last"] <= row["best"]
     assert (tmp_path / "suite/results_CartPole-v1.png").stat().st_size > 1000
 
+    # As if the suite had died when the run came to its end
+    (tmp_path / "suite/runs/ddqn-CartPole-v1-7/finished").unlink()
     before = (run / "evaluations.npz").stat().st_mtime
     again = start(arguments, zoo_flags, tmp_path)
     output = again.communicate(timeout=120)[0]
     assert again.returncode == 0, output
-    assert "2 of them finished before" in output
+    assert "1 of them finished before" in output
     assert (run / "evaluations.npz").stat().st_mtime == before
 
     other = start(arguments.replace("4000", "5000"), zoo_flags, tmp_path)
@@ -106,6 +108,30 @@ def test_a_run_that_fails_is_told_and_not_tried_again(tmp_path: Path) -> None:
     assert "Error: gamma must lie in [0, 1], not be 2." in output
     assert "not all runs have finished" in output
     assert len((tmp_path / "suite/runs/ddqn-CartPole-v1-1/attempts").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_settings_that_change_on_the_way(tmp_path: Path) -> None:
+    """The half-trained agent of the old ones is not taken for the new ones'."""
+    pack, text = (
+        tmp_path / "pack.yml",
+        "CartPole-v1: {policy: MlpPolicy, n_timesteps: 4000, learning_starts: 100, gamma: 0.9}",
+    )
+    pack.write_text(text)
+    arguments = "--games CartPole-v1 --algos ddqn --seeds 1 -n 20000 --cpus 0.5 --checkpoint-freq 200 --retries 0"
+    suite = start(arguments, f"-conf {pack}", tmp_path)
+    run = tmp_path / "suite/ddqn/CartPole-v1_1"
+    wait_until(lambda: checkpoint(run) >= 400, suite)
+    for process in trainings(tmp_path / "suite"):
+        process.terminate()
+    suite.communicate(timeout=200)
+    assert (run / "CartPole-v1.zip").exists()
+    pack.write_text(text.replace("0.9", "0.8"))
+    suite = start(arguments, f"-conf {pack}", tmp_path)
+    output = suite.communicate(timeout=200)[0]
+    assert suite.returncode == 1
+    assert "gamma is 0.9 there and 0.8 here Give the suite another folder, -f." in output
+    assert not (tmp_path / "suite/runs/ddqn-CartPole-v1-1/finished").exists()
 
 
 @pytest.mark.slow

@@ -88,7 +88,9 @@ _policy_kwargs = record(
         "activation_fn": one_of(*ACTIVATIONS),
         "dueling": flag,
         "features_extractor_class": one_of(*EXTRACTORS),
-        "features_extractor_kwargs": record({}, {"features_dim": whole(1, 2**14), "width": whole(1, 64)}),
+        "features_extractor_kwargs": record(
+            {}, {"features_dim": whole(1, 2**14), "width": whole(1, 64), "normalized_image": flag}
+        ),
         "normalize_images": flag,
         "optimizer_class": one_of(*OPTIMIZERS),
         "optimizer_kwargs": record(
@@ -142,7 +144,7 @@ HYPERPARAMETERS: dict[str, Check] = {
     "vec_env_wrapper": one_of("dqn_ext.atari.native_when_training"),  # imported by name, too
     "frame_stack": whole(1, 1024),
     "normalize": either(flag, _normalize),
-    "learning_rate": either(text(r"lin_\d{1,9}(\.\d{1,20})?(e-?\d{1,2})?"), number(0)),
+    "learning_rate": either(text(r"lin_(\d{1,9}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,2})?"), number(0)),
     "buffer_size": whole(1, _MANY),
     "learning_starts": whole(0, _MANY),
     "batch_size": whole(1, _MANY),
@@ -171,6 +173,7 @@ NOT_CARRIED = {
     "optimize_memory_usage",
     "replay_buffer_class",
     "replay_buffer_kwargs",
+    "stats_window_size",
 }
 _statistics = record(
     {

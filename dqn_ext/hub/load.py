@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError
+from requests.exceptions import HTTPError
 
 from dqn_ext.errors import InvalidInput
 from dqn_ext.hub import metrics, zoo_file
@@ -107,6 +108,13 @@ class HubFiles:
 
     def __call__(self, repo_id: str, filename: str) -> str:
         """:raises InvalidInput: where the agent cannot be loaded safely"""
+        try:
+            return self._find(repo_id, filename)
+        except EntryNotFoundError as error:
+            # The Zoo goes on without a file on this error, which huggingface_hub left with its release 1.0
+            raise HTTPError(str(error)) from error
+
+    def _find(self, repo_id: str, filename: str) -> str:
         if os.environ.get(LET_IT_RUN_CODE) == repo_id:
             # As the original, without its question, which TRUST_REMOTE_CODE answers for all repositories at once
             return HfApi().hf_hub_download(repo_id, filename)

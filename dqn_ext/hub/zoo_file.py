@@ -5,6 +5,8 @@ the weights and two numbers are read.
 """
 
 import io
+import pickletools
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from dqn_ext.hub.agent_file import (
 )
 from dqn_ext.hub.plain import number, read_json, read_yaml, whole
 
-MAX_CONFIG, MAX_DATA = 2**18, 2**26  # bytes of YAML, and of the zip's JSON
+MAX_CONFIG, MAX_DATA = 2**18, 2**23  # bytes of YAML, and of the zip's JSON
 
 
 def read(model: Path, config: Path, args: Path, algo: str, env_name: str) -> Agent:
@@ -52,6 +54,7 @@ def read(model: Path, config: Path, args: Path, algo: str, env_name: str) -> Age
         raise InvalidInput("The running averages of its observations are pickled.")
 
     with _open_zip(model, "the model") as archive:
+        _check_stored(archive, "the model")
         data = read_json(read_member(archive, "data", MAX_DATA), "the model's data")
         weights = _read_weights(read_member(archive, "policy.pth", 2 * MAX_WEIGHTS))
     if not isinstance(data, dict):
@@ -106,14 +109,14 @@ def _spaces_of_environment(description: dict[str, Any]) -> tuple[Any, Any]:
 def _read_weights(content: bytes) -> dict[str, th.Tensor]:
     rewritten = io.BytesIO()
     with _open_zip(io.BytesIO(content), "policy.pth") as archive, zipfile.ZipFile(rewritten, "w") as plain:
-        # PyTorch inflates what is deflated, and never writes it so
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise InvalidInput("policy.pth must not be compressed.")
+        _check_stored(archive, "policy.pth")
         # Written anew, since PyTorch may find other members in a zip than Python does
         room = len(content)
         for name in dict.fromkeys(archive.namelist()):
             member = read_member(archive, name, room)
             room -= len(member)
+            if name.endswith("data.pkl"):
+                _check_pickle(member)
             plain.writestr(name, member)
     try:
         rewritten.seek(0)
@@ -124,6 +127,27 @@ def _read_weights(content: bytes) -> dict[str, th.Tensor]:
         return found
     except Exception as error:  # pickle, zipfile and torch each have their own
         raise InvalidInput(f"policy.pth holds more than weights, or is damaged ({str(error)[:80]}).") from error
+
+
+def _check_stored(archive: zipfile.ZipFile, name: str) -> None:
+    """SB3 and PyTorch compress nothing; what is deflated may be a thousand times its size."""
+    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+        raise InvalidInput(f"{name} must not be compressed.")
+
+
+# What tensors are made of. ``weights_only`` allows more, a bytearray of any size for example
+_OF_TENSORS = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter")
+
+
+def _check_pickle(content: bytes) -> None:
+    """Look through it, without doing what it says."""
+    try:
+        named = [argument for opcode, argument, _ in pickletools.genops(content) if opcode.name.endswith("GLOBAL")]
+    except Exception as error:  # ValueError, UnicodeDecodeError, ...
+        raise InvalidInput(f"policy.pth is damaged ({str(error)[:80]}).") from error
+    for name in map(str, named):
+        if name not in _OF_TENSORS and not re.fullmatch(r"torch \w+Storage", name):
+            raise InvalidInput(f"policy.pth holds more than weights: {name[:80]!r}.")
 
 
 def _open_zip(file: Path | io.BytesIO, name: str) -> zipfile.ZipFile:

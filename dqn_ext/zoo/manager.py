@@ -75,6 +75,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
     _resume: ResumeCallback | None = None
 
     def __init__(self, args: Any, algo: str, *rest: Any, config: str | None = None, **kwargs: Any) -> None:
+        if config is not None and config.endswith((".yml", ".yaml")) and not Path(config).is_file():
+            raise InvalidInput(f"-conf {config} is not a file.")
         super().__init__(args, algo, *rest, config=config, **kwargs)
         if algo == "ddqn" and config is None:
             self.config = str(HYPERPARAMS_DIR / "ddqn.yml")
@@ -86,6 +88,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
         """
         trial_id, self.trial_id = self.trial_id, None
         hyperparams, saved_hyperparams = super().read_hyperparameters()
+        if self.algo == "ddqn" and isinstance(rate := hyperparams.get("learning_rate"), str):
+            hyperparams["learning_rate"] = saved_hyperparams["learning_rate"] = read_rate(rate)
         if trial_id is not None:
             if not (self.storage and self.study_name):
                 raise InvalidInput("--trial-id needs --storage and --study-name, which say where the trial is.")
@@ -135,8 +139,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 if name in hyperparams:
                     raise InvalidInput(f"{name} is no hyperparameter here, the command has a flag for it: {flag}.")
             check_names(hyperparams, ZOO_KEYS | argument_names(DDQN))
-            if isinstance(rate := hyperparams.get("learning_rate"), str):
-                hyperparams["learning_rate"] = read_rate(rate)
+            given = {*hyperparams, "n_timesteps"} if self.n_timesteps > 0 else {*hyperparams}
+            if missing := {"policy", "n_timesteps"} - given:
+                raise InvalidInput(f"The entry of {self.env_name.gym_id} must have {' and '.join(sorted(missing))}.")
         checkpoint_freq = hyperparams.pop("checkpoint_freq", 0)
         settings = {name: _in_words(value) for name, value in hyperparams.items()}
         processed = super()._preprocess_hyperparams(hyperparams)
@@ -144,8 +149,14 @@ class ExperimentManager(exp_manager.ExperimentManager):
         if self.algo == "ddqn":
             hyperparams, env_wrapper, *_ = processed
             check_values({**hyperparams, "n_envs": self.n_envs})
+            if self.frame_stack is not None:
+                check_values({"frame_stack": self.frame_stack})
             if policy := DDQN.policy_aliases.get(hyperparams["policy"]):
                 check_names(hyperparams.get("policy_kwargs") or {}, argument_names(policy), hyperparams["policy"])
+            elif isinstance(hyperparams["policy"], str):
+                raise InvalidInput(
+                    f"policy must be one of {', '.join(DDQN.policy_aliases)}, not {hyperparams['policy']!r}."
+                )
             choose_dtype(hyperparams.get("precision", "float32"), get_device(self.device))
             choose_compilation(hyperparams.get("compile", False), get_device(self.device))
             self._check_action_space(env_wrapper)
@@ -249,7 +260,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
             # A signal's: as the Zoo does on Ctrl-C, for enjoy and the like
             try:
                 super().save_trained_model(model)
-            except OSError as error:
+            except (OSError, InvalidInput) as error:
                 print(f"Warning: the agent as it is could not be written: {error}", file=sys.stderr)
             raise
         finally:

@@ -26,7 +26,6 @@ def apply() -> None:
     for repair in (
         restore_generate_metadata,
         load_agents_as_plain_values,
-        translate_missing_hub_file,
         read_model_cards,
         edit_commands,
         provide_ffmpeg,
@@ -61,28 +60,6 @@ def load_agents_as_plain_values() -> None:
     from dqn_ext.hub.load import HubFiles
 
     huggingface_sb3.load_from_hub = HubFiles(huggingface_sb3.load_from_hub)
-
-
-def translate_missing_hub_file() -> None:
-    """``rl_zoo3.load_from_hub`` expects a ``requests`` error for a file that a repository does not have.
-
-    huggingface_hub 1.0 left ``requests``: every agent without ``vec_normalize.pkl``, all of Atari, ended there.
-    """
-    import huggingface_sb3
-    from huggingface_hub.errors import EntryNotFoundError
-    from requests.exceptions import HTTPError
-
-    if issubclass(EntryNotFoundError, HTTPError):
-        return
-    original = huggingface_sb3.load_from_hub
-
-    def load_from_hub(repo_id: str, filename: str) -> str:
-        try:
-            return original(repo_id, filename)
-        except EntryNotFoundError as error:
-            raise HTTPError(str(error)) from error
-
-    huggingface_sb3.load_from_hub = load_from_hub
 
 
 def read_model_cards() -> None:
@@ -173,6 +150,9 @@ SENTENCES = (
     "No checkpoint found for",
     "folder was not found",
     "already exists, use --force",
+    "The trained_agent must be a valid path",
+    "Hyperparameters not found for",
+    "No trials are completed yet",
 )
 
 

@@ -113,6 +113,6 @@ def refine(entry: dict[str, Any], sampled: dict[str, Any]) -> dict[str, Any]:
             refined[name] = {**others, **refine(others, value)}
         elif name == "learning_rate" and isinstance(others, SimpleLinearSchedule):
             refined[name] = SimpleLinearSchedule(value)
-        elif name == "learning_rate" and isinstance(others, str):  # the same in the YAML's words
+        elif name == "learning_rate" and isinstance(others, str):  # lin_..., as in the YAML
             refined[name] = f"lin_{value}"
     return refined

@@ -132,7 +132,7 @@ def test_agents_that_cannot_be_described():
 
 def test_every_argument_is_carried_or_not_for_a_reason():
     """A new argument of DDQN's needs a decision: else an agent that sets it can no longer be described."""
-    not_of_a_run = {"policy", "device", "verbose", "seed", "tensorboard_log", "stats_window_size"}
+    not_of_a_run = {"policy", "device", "verbose", "seed", "tensorboard_log"}
     decided = set(HYPERPARAMETERS) | NOT_CARRIED | not_of_a_run
     assert argument_names(DDQN) <= decided, argument_names(DDQN) - decided
     assert ZOO_KEYS - decided == {"env_kwargs"}  # they stand beside the hyperparameters

@@ -354,11 +354,32 @@ def weights_as_a_bomb(files):
     edit_model(policy__pth=zipped(members, zipfile.ZIP_DEFLATED))(files)
 
 
-@plain("data must not be larger than")
-def data_as_a_bomb(files):
+@plain("policy.pth holds more than weights: '__builtin__ bytearray'")
+def weights_that_are_a_few_bytes_and_ask_for_a_gigabyte(files):
+    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members["archive/data.pkl"] = b"\x80\x02c__builtin__\nbytearray\nJ" + struct.pack("<i", 2**30) + b"\x85R."
+    edit_model(policy__pth=zipped(members))(files)
+
+
+@plain("policy.pth is damaged")
+def weights_in_a_pickle_that_is_cut_off(files):
+    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members["archive/data.pkl"] = members["archive/data.pkl"][:-20]
+    edit_model(policy__pth=zipped(members))(files)
+
+
+@plain("the model must not be compressed")
+def model_as_a_bomb(files):
     members = unzipped(files[f"ddqn-{ENV}.zip"])
-    members["data"] = b"[" + bytes(2**26)
+    members["policy.pth"] += bytes(2**26)
     files[f"ddqn-{ENV}.zip"] = zipped(members, zipfile.ZIP_DEFLATED)
+
+
+@plain("data must not be larger than")
+def data_that_is_too_large(files):
+    members = unzipped(files[f"ddqn-{ENV}.zip"])
+    members["data"] = b"[" + bytes(2**23)
+    files[f"ddqn-{ENV}.zip"] = zipped(members)
 
 
 def edit_weights_of_the_zoos(change: Callable[[dict[str, Any]], None]) -> Case:
@@ -375,7 +396,7 @@ def a_view_of_four_bytes_as_a_terabyte(files):
     edit_weights_of_the_zoos(lambda weights: weights.update({f"q_net.{FIRST}": th.zeros(1).expand(2**40)}))(files)
 
 
-@plain("policy.pth holds more than weights, or is damaged")
+@plain("policy.pth holds more than weights: 'torch._utils _rebuild_meta_tensor_no_storage'")
 def weights_on_no_device(files):
     nothing = th.empty(16, 4, device="meta")
     edit_weights_of_the_zoos(lambda weights: weights.update({f"q_net.{FIRST}": nothing}))(files)
@@ -645,7 +666,3 @@ def check(hub: HubServer, files: Files, tmp_path: Path, case: Case, says: str) -
         play(folder)
     assert not MARKER.exists()
     assert {path.name for path in tmp_path.iterdir()} <= {"folder", "cache"}
-
-
-def test_the_corpus_is_large():
-    assert len(DESCRIBED) + len(PLAIN) >= 25

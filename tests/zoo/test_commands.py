@@ -179,6 +179,16 @@ def test_the_zoos_own_algorithms_still_work(tmp_path):
     assert "Saving to logs/ppo" in process.stdout
 
 
+def test_a_rate_that_yaml_takes_for_a_word_is_kept_as_a_number(tmp_path):
+    (tmp_path / "pack.yml").write_text(
+        "CartPole-v1: {policy: MlpPolicy, n_timesteps: 100, learning_rate: 1e-4, learning_starts: 50, batch_size: 8}"
+    )
+    run_python("-m rl_zoo3.train --algo ddqn --env CartPole-v1 -conf pack.yml --eval-freq -1", cwd=tmp_path)
+    run = tmp_path / "logs/ddqn/CartPole-v1_1"
+    saved = dict(yaml.load((run / "CartPole-v1/config.yml").read_text(), Loader=yaml.UnsafeLoader))
+    assert saved["learning_rate"] == DDQN.load(run / "CartPole-v1.zip").lr_schedule(0.5) == 1e-4
+
+
 BAD_INPUT = [
     ("--env SpaceInvaderNoFrameskip-v4", "you maybe meant SpaceInvadersNoFrameskip-v4?"),
     ("--env Pendulum-v1", "ddqn needs a discrete action space, and Pendulum-v1 has Box"),
@@ -204,20 +214,46 @@ BAD_INPUT = [
     ),
     ("-i empty.zip", "empty.zip is not a readable model: it is empty, truncated or damaged"),
     ("-i ppo.zip", "ppo.zip holds the model of another algorithm"),
+    ("-i missing.zip", "The trained_agent must be a valid path to a .zip file"),
+    ("-conf missing.yml", "-conf missing.yml is not a file."),
+    ("--env Acrobot-v1 -conf pack.yml", "Hyperparameters not found for ddqn-Acrobot-v1"),
+    ("--env CartPole-v1 -conf pack.yml", "The entry of CartPole-v1 must have n_timesteps."),
+    ("-params \"policy:'Foo'\"", "policy must be one of MlpPolicy, CnnPolicy, MultiInputPolicy, not 'Foo'."),
+    ("-params frame_stack:0", "frame_stack must be a whole number of at least 1, not 0."),
 ]
+
+
+ONE_AFTER_ANOTHER = """
+import json, shlex, sys
+from rl_zoo3.train import train
+
+for arguments in json.load(open("cases.json")):
+    print("### next", file=sys.stderr)
+    sys.argv = ["train.py", "--algo", "ddqn", *shlex.split(arguments)]
+    try:
+        train()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+"""
 
 
 def test_bad_input_gets_one_sentence(tmp_path):
     """One sentence, an exit code that is not 0, and no half-written folder."""
     (tmp_path / "empty.zip").touch()
     PPO("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "ppo.zip")
-    for arguments, sentence in BAD_INPUT:
-        process = run_python(f"-m rl_zoo3.train --algo ddqn {arguments}", cwd=tmp_path, check=False)
-        assert process.returncode == 1, arguments
-        assert "Traceback" not in process.stderr, process.stderr
-        (line,) = [line for line in process.stderr.splitlines() if line.startswith("Error:")]
-        assert sentence in line
-        assert not (tmp_path / "logs").exists(), arguments
+    (tmp_path / "pack.yml").write_text("CartPole-v1: {policy: MlpPolicy}")
+    process = run_python(f"-m rl_zoo3.train --algo ddqn {BAD_INPUT[0][0]}", cwd=tmp_path, check=False)
+    assert process.returncode == 1
+    assert BAD_INPUT[0][1] in process.stderr
+    # The others in one process, which is what they would share with each other: the imports
+    (tmp_path / "one_after_another.py").write_text(ONE_AFTER_ANOTHER)
+    (tmp_path / "cases.json").write_text(json.dumps([arguments for arguments, _ in BAD_INPUT]))
+    process = run_python("one_after_another.py", cwd=tmp_path)
+    for (arguments, sentence), stderr in zip(BAD_INPUT, process.stderr.split("### next\n")[1:], strict=True):
+        assert "Traceback" not in stderr, stderr
+        (line,) = [line for line in stderr.splitlines() if line.startswith("Error:")]
+        assert sentence in line, arguments
+    assert not (tmp_path / "logs").exists()
 
 
 def test_a_truncated_model_to_watch(trained):
