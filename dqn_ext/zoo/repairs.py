@@ -143,7 +143,7 @@ def provide_ffmpeg() -> None:
     os.environ["PATH"] += os.pathsep + folder
 
 
-# The Zoo's own, which name the game, the agent or the folder
+# The Zoo's own, which name the game, the agent or the folder, and one of Optuna's
 SENTENCES = (
     "not found in gym registry",
     "No model found for",
