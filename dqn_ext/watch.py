@@ -41,11 +41,15 @@ def find_checkpoints(run: Path, env_name: str) -> dict[int, Path]:
         if match:
             found[int(match[1])] = path
         elif path.is_file():
-            found[_trained_steps(path)] = path
+            found[trained_steps(path)] = path
     return dict(sorted(found.items()))
 
 
-def _trained_steps(path: Path) -> int:
+def trained_steps(path: Path) -> int:
+    """The steps that the agent in a model's zip has been trained for.
+
+    :raises InvalidInput: where it is not there, or cannot be read
+    """
     try:
         with zipfile.ZipFile(path) as model:
             return int(json.loads(model.read("data"))["num_timesteps"])

@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +25,8 @@ from huggingface_sb3 import EnvironmentName
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 
 from dqn_ext.checkpoint import CheckpointFolder
+from dqn_ext.errors import InvalidInput
+from dqn_ext.watch import trained_steps
 
 # The training must not outlive its Ray worker, which dies with its machine's raylet: it would go on writing beside the
 # retry. Linux can be told so by the child itself, which then becomes the Zoo's command.
@@ -165,8 +166,8 @@ def budget(run: Run) -> int:
 
 def steps_of(run: Run) -> int | None:
     """Of its last agent, if that can be read."""
-    with contextlib.suppress(OSError, KeyError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(run.agent) as agent:
-        return int(json.loads(agent.read("data"))["num_timesteps"])
+    with contextlib.suppress(InvalidInput):
+        return trained_steps(run.agent)
     return None
 
 

@@ -113,10 +113,8 @@ def test_a_run_that_fails_is_told_and_not_tried_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_settings_that_change_on_the_way(tmp_path: Path) -> None:
     """The half-trained agent of the old ones is not taken for the new ones'."""
-    pack, text = (
-        tmp_path / "pack.yml",
-        "CartPole-v1: {policy: MlpPolicy, n_timesteps: 4000, learning_starts: 100, gamma: 0.9}",
-    )
+    pack = tmp_path / "pack.yml"
+    text = "CartPole-v1: {policy: MlpPolicy, n_timesteps: 4000, learning_starts: 100, gamma: 0.9}"
     pack.write_text(text)
     arguments = "--games CartPole-v1 --algos ddqn --seeds 1 -n 20000 --cpus 0.5 --checkpoint-freq 200 --retries 0"
     suite = start(arguments, f"-conf {pack}", tmp_path)

@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
-from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -659,7 +658,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     store = settings.get("store", "raw")
     if store not in ("auto", *STORES):
         raise InvalidInput(f"store must be one of auto, {', '.join(STORES)}, not {store!r}.")
-    if not isinstance(store_dir := settings.get("store_dir"), (str, NoneType)):
+    if not isinstance(store_dir := settings.get("store_dir"), str | None):
         raise InvalidInput(f"store_dir must be the name of a folder, or None, not {store_dir!r}.")
     for name in ("priority_exponent", "importance_exponent"):
         value = settings.get(name, 0.0)

@@ -139,8 +139,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 if name in hyperparams:
                     raise InvalidInput(f"{name} is no hyperparameter here, the command has a flag for it: {flag}.")
             check_names(hyperparams, ZOO_KEYS | argument_names(DDQN))
-            given = {*hyperparams, "n_timesteps"} if self.n_timesteps > 0 else {*hyperparams}
-            if missing := {"policy", "n_timesteps"} - given:
+            needed = {"policy"} if self.n_timesteps > 0 else {"policy", "n_timesteps"}
+            if missing := needed - hyperparams.keys():
                 raise InvalidInput(f"The entry of {self.env_name.gym_id} must have {' and '.join(sorted(missing))}.")
         checkpoint_freq = hyperparams.pop("checkpoint_freq", 0)
         settings = {name: _in_words(value) for name, value in hyperparams.items()}

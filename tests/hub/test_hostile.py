@@ -666,3 +666,7 @@ def check(hub: HubServer, files: Files, tmp_path: Path, case: Case, says: str) -
         play(folder)
     assert not MARKER.exists()
     assert {path.name for path in tmp_path.iterdir()} <= {"folder", "cache"}
+
+
+def test_the_corpus_is_large():
+    assert len(DESCRIBED) + len(PLAIN) >= 25
