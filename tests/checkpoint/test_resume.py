@@ -346,22 +346,33 @@ def test_kills_at_each_call_of_a_checkpoints_writing(tmp_path):
 
 
 def test_writing_leaves_no_memory_behind(tmp_path):
-    """The weights and moments that a checkpoint holds, 25 MB here, are not kept in the process as well."""
+    """The weights that a checkpoint holds, 33 MB here, are not kept in the process as well."""
     code = f"""
 import psutil
 from pathlib import Path
 from stable_baselines3.common.callbacks import BaseCallback
 from tests.checkpoint.runs import Run
-megabytes = []
+def megabytes():
+    return psutil.Process().memory_info().rss / 1e6
 class Watch(BaseCallback):
+    most = 0.0
     def _on_step(self):
-        megabytes.append(psutil.Process().memory_info().rss / 1e6)
+        self.most = max(self.most, megabytes())
         return True
-changes = dict(policy_kwargs=dict(net_arch=[1200, 1200]), buffer_size=500)
-Run(Path({str(tmp_path)!r}), 200, env="MountainCar-v0", others=(Watch(),), **changes).learn()
-print(max(megabytes[210:]) - max(megabytes[100:190]))
+watch = Watch()
+changes = dict(policy_kwargs=dict(net_arch=[2000, 2000]), buffer_size=500, learning_starts=1000)
+run = Run(Path({str(tmp_path)!r}), 100, env="MountainCar-v0", others=(watch,), **changes)
+before = megabytes()
+run.learn()
+print(watch.most - before)
 """
     process = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], text=True, capture_output=True, check=True
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        # each matrix is given back to the system once it is free; malloc would keep some, now more and now fewer
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"},
+        text=True,
+        capture_output=True,
+        check=True,
     )
-    assert float(process.stdout.splitlines()[-1]) < 8
+    assert float(process.stdout.splitlines()[-1]) < 20
