@@ -1,5 +1,6 @@
 """A run that died and went on is the run that never died: every part of it, bit for bit."""
 
+import os
 import signal
 import subprocess
 import sys
