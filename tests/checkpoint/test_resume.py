@@ -347,7 +347,7 @@ def test_kills_at_each_call_of_a_checkpoints_writing(tmp_path):
 
 
 def test_writing_leaves_no_memory_behind(tmp_path):
-    """The weights that a checkpoint holds, 33 MB here, are not kept in the process as well."""
+    """The weights that a checkpoint holds, 32 MB here, are not kept in the process as well."""
     code = f"""
 import psutil
 from pathlib import Path
