@@ -4,6 +4,8 @@ What a pass over bytes begins with does not depend on the weights: ``prepare`` d
 that see the same images, and ``forward_prepared`` the rest.
 """
 
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any, cast
 
 import gymnasium as gym
@@ -14,6 +16,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn import functional as F
 
+from dqn_ext.errors import InvalidInput
+
 
 class NatureCNN(torch_layers.NatureCNN):
     """SB3's ``NatureCNN`` (Mnih et al. 2015): the same parameters under the same names, computed another way.
@@ -21,14 +25,40 @@ class NatureCNN(torch_layers.NatureCNN):
     A convolution with stride 4 equals one with stride 1 over blocks of 4x4 pixels, each of which becomes one pixel of
     16 times the channels (space to depth). That form and channels-last memory suit vector units; and the bytes are
     never scaled, the weights are. Outputs equal SB3's to rounding.
+
+    :param observation_space: channels-first images, (C, H, W)
+    :param features_dim: units of the last layer
+    :param normalized_image: cf. SB3's
+    :param width: multiplies the paper's 32, 64 and 64 channels
+    :param centered: each unit's weights sum to 0, see :func:`center`; no longer SB3's network then
+    :raises InvalidInput: where ``width`` makes no whole number of channels
     """
 
-    def __init__(self, observation_space: gym.Space, features_dim: int = 512, normalized_image: bool = False) -> None:
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        features_dim: int = 512,
+        normalized_image: bool = False,
+        width: float = 1,
+        centered: bool = False,
+    ) -> None:
         super().__init__(observation_space, features_dim, normalized_image)
-        self.linear[0] = WideLinear.of(cast(nn.Linear, self.linear[0]))
+        if width != 1 or centered:
+            self._replace_layers(width, conv_class(centered))
+        self.linear[0] = WideLinear.of(cast(nn.Linear, self.linear[0]), centered)
         for layer in (*self.cnn, *self.linear):
             if isinstance(layer, nn.ReLU):
                 layer.inplace = True  # one walk over the memory less
+
+    def _replace_layers(self, width: float, new_class: type[nn.Conv2d]) -> None:
+        places = [place for place, layer in enumerate(self.cnn) if isinstance(layer, nn.Conv2d)]
+        convs, linear = [cast(nn.Conv2d, self.cnn[place]) for place in places], cast(nn.Linear, self.linear[0])
+        n_pixels = linear.in_features // convs[-1].out_channels
+        in_channels = convs[0].in_channels
+        for place, conv, channels in zip(places, convs, scaled([c.out_channels for c in convs], width), strict=True):
+            self.cnn[place] = new_class(in_channels, channels, cast(int, conv.kernel_size), cast(int, conv.stride))
+            in_channels = channels
+        self.linear[0] = nn.Linear(in_channels * n_pixels, linear.out_features)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """:return: (B, ``features_dim``) from (B, C, H, W), uint8 or scaled to [0, 1]"""
@@ -46,7 +76,8 @@ class NatureCNN(torch_layers.NatureCNN):
     def forward_prepared(self, images: th.Tensor) -> th.Tensor:
         """:return: (B, ``features_dim``) from what ``prepare`` returned"""
         first, others = cast(nn.Conv2d, self.cnn[0]), self.cnn[1:]
-        weight, stride = first.weight / 255, first.stride[0]
+        weight = center(first.weight) if isinstance(first, CenteredConv2d) else first.weight
+        weight, stride = weight / 255, first.stride[0]
         if images.shape[1] != first.in_channels:
             weight, stride = F.pixel_unshuffle(weight, stride), 1
         weight = weight.contiguous(memory_format=th.channels_last)
@@ -59,14 +90,16 @@ class WideLinear(nn.Linear):
     Under autocast it can keep its weights' cast copy from one pass to the next.
     """
 
+    centers = False  # its input, which equals centering its weights, and takes less time
     holds_cast = False
     _copy: th.Tensor | None = None
     _is_current = False
 
     @classmethod
-    def of(cls, layer: nn.Linear) -> "WideLinear":
-        """:return: a layer with the very parameters of ``layer``"""
+    def of(cls, layer: nn.Linear, centered: bool) -> "WideLinear":
+        """:return: a layer with the very parameters of ``layer``; ``centered``, see :func:`center`"""
         wide = cls(layer.in_features, layer.out_features, device="meta")
+        wide.centers = centered
         wide.weight, wide.bias = layer.weight, layer.bias
         return wide
 
@@ -80,6 +113,8 @@ class WideLinear(nn.Linear):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """:return: (B, ``out_features``) from (B, ``in_features``)"""
+        if self.centers:
+            x = x - x.mean(dim=1, keepdim=True)
         if not self.holds_cast or x.dtype == self.weight.dtype:
             return super().forward(x)
         if self._copy is None or (self._copy.dtype, self._copy.device) != (x.dtype, x.device):
@@ -103,6 +138,44 @@ class _LinearByCopy(th.autograd.Function):
         (x, copy), (grad,) = ctx.saved_tensors, grads
         wide_grad = grad.float()
         return grad @ copy, wide_grad.t() @ x.float(), None, wide_grad.sum(dim=0)
+
+
+def center(weight: th.Tensor) -> th.Tensor:
+    """Each unit's weights minus their mean (as Huang et al. 2017 center them, https://doi.org/10.1109/ICCV.2017.305).
+
+    Images and rectified activations are positive. What they have in common, a picture's brightness, then moves no unit.
+    Otherwise its gradient has the same sign for all of a unit's weights, and Adam, whose steps are equally large, soon
+    switches most units off for good, or on (docs/learning.md).
+
+    :param weight: (units, ...)
+    """
+    return weight - weight.mean(dim=tuple(range(1, weight.ndim)), keepdim=True)
+
+
+class CenteredConv2d(nn.Conv2d):
+    """A convolution by centered weights."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """:return: cf. ``nn.Conv2d``"""
+        return self._conv_forward(x, center(self.weight), self.bias)
+
+
+def conv_class(centered: bool) -> type[nn.Conv2d]:
+    """:raises InvalidInput: where ``centered`` is no truth value"""
+    if not isinstance(centered, bool):
+        raise InvalidInput(f"centered must be True or False, not {centered!r}.")
+    return CenteredConv2d if centered else nn.Conv2d
+
+
+def scaled(channels: Sequence[int], width: float) -> list[int]:
+    """:return: ``width`` times each of ``channels``
+
+    :raises InvalidInput: where these are no whole numbers
+    """
+    products = [float(width) * number for number in channels] if isinstance(width, Real) else [0]
+    if not all(product >= 1 and product % 1 == 0 for product in products):
+        raise InvalidInput(f"width must make {', '.join(map(str, channels))} channels whole numbers, not be {width!r}.")
+    return [int(product) for product in products]
 
 
 def space_to_depth(images: th.Tensor, block: int) -> th.Tensor:
@@ -131,13 +204,13 @@ def _compute_dtype(device: th.device) -> th.dtype:
 class _ResidualBlock(nn.Module):
     """``x + conv(relu(conv(relu(x))))``, the unit of IMPALA's network."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, conv: type[nn.Conv2d]) -> None:
         super().__init__()
         self.residual = nn.Sequential(
             nn.ReLU(),
-            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+            conv(channels, channels, kernel_size=3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(channels, channels, kernel_size=3, padding=1),
+            conv(channels, channels, kernel_size=3, padding=1),
         )
 
     def forward(self, x: th.Tensor) -> th.Tensor:
@@ -153,23 +226,29 @@ class ImpalaCNN(BaseFeaturesExtractor):
     :param observation_space: channels-first images, (C, H, W)
     :param features_dim: units of the last layer
     :param width: multiplies the paper's 16, 32 and 32 channels
+    :param centered: each unit's weights sum to 0, see :func:`center`
+    :raises InvalidInput: where ``width`` makes no whole number of channels
     """
 
-    def __init__(self, observation_space: spaces.Box, features_dim: int = 256, width: int = 1) -> None:
+    def __init__(
+        self, observation_space: spaces.Box, features_dim: int = 256, width: float = 1, centered: bool = False
+    ) -> None:
         super().__init__(observation_space, features_dim)
+        conv = conv_class(centered)
         in_channels, *image_size = observation_space.shape
         layers: list[nn.Module] = []
-        for channels in (16 * width, 32 * width, 32 * width):
+        for channels in scaled((16, 32, 32), width):
             layers += [
-                nn.Conv2d(in_channels, channels, kernel_size=3, padding=1),
+                conv(in_channels, channels, kernel_size=3, padding=1),
                 nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
-                _ResidualBlock(channels),
-                _ResidualBlock(channels),
+                _ResidualBlock(channels, conv),
+                _ResidualBlock(channels, conv),
             ]
             in_channels = channels
             image_size = [(size + 1) // 2 for size in image_size]
         self.cnn = nn.Sequential(*layers, nn.ReLU(), nn.Flatten())
-        self.linear = nn.Sequential(WideLinear(in_channels * image_size[0] * image_size[1], features_dim), nn.ReLU())
+        linear = nn.Linear(in_channels * image_size[0] * image_size[1], features_dim)
+        self.linear = nn.Sequential(WideLinear.of(linear, centered), nn.ReLU())
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """:return: (B, ``features_dim``) from (B, C, H, W), uint8 or scaled to [0, 1]"""

@@ -165,5 +165,5 @@ def test_bad_settings():
         InvalidInput, match="features_dim must be even with dueling, each stream has half of it, not 33"
     ):
         CnnPolicy(IMAGES, ACTIONS, lambda _: 1e-4, dueling=True, features_extractor_kwargs={"features_dim": 33})
-    with pytest.raises(InvalidInput, match="'width' is not a hyperparameter of NatureCNN"):
-        CnnPolicy(IMAGES, ACTIONS, lambda _: 1e-4, features_extractor_kwargs={"width": 2})
+    with pytest.raises(InvalidInput, match="'depth' is not a hyperparameter of NatureCNN"):
+        CnnPolicy(IMAGES, ACTIONS, lambda _: 1e-4, features_extractor_kwargs={"depth": 2})

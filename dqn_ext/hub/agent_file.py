@@ -89,7 +89,8 @@ _policy_kwargs = record(
         "dueling": flag,
         "features_extractor_class": one_of(*EXTRACTORS),
         "features_extractor_kwargs": record(
-            {}, {"features_dim": whole(1, 2**14), "width": whole(1, 64), "normalized_image": flag}
+            {},
+            {"features_dim": whole(1, 2**14), "width": number(0, 64), "centered": flag, "normalized_image": flag},
         ),
         "normalize_images": flag,
         "optimizer_class": one_of(*OPTIMIZERS),

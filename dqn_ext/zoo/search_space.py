@@ -63,8 +63,8 @@ def sample_ddqn_params(
         if has_images:
             trial.suggest_categorical("net_arch", ["linear", "tiny"])
             trial.suggest_categorical("features_dim", [256, 512])
-            # Of one that the entry names, it may give arguments, too
-            if "features_extractor_class" not in (entry.get("policy_kwargs") or {}):
+            # Not where the entry has settings of its extractor: another one's would be others
+            if {"features_extractor_class", "features_extractor_kwargs"}.isdisjoint(entry.get("policy_kwargs") or {}):
                 trial.suggest_categorical("features_extractor_class", ["nature", "impala"])
         else:
             trial.suggest_categorical("net_arch", ["small", "medium", "big"])

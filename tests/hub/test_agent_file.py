@@ -35,6 +35,7 @@ AGENTS = [
     ("ddqn", "MlpPolicy", "CartPole-v1", {"net_arch": [8], "dueling": True}),
     ("ddqn", "CnnPolicy", Images, "dict(dueling=True, features_extractor_kwargs=dict(features_dim=16))"),
     ("dqn", "CnnPolicy", Images, {"features_extractor_kwargs": {"features_dim": 16}}),
+    ("ddqn", "CnnPolicy", Images, {"features_extractor_kwargs": {"features_dim": 16, "width": 0.5, "centered": True}}),
     ("ddqn", "CnnPolicy", Images, {"features_extractor_kwargs": {"features_dim": 16}, "normalize_images": True}),
     (
         "ddqn",

@@ -81,10 +81,11 @@ def test_what_the_user_chose_stays():
         }
 
 
-def test_the_arguments_of_the_entrys_extractor_stay_its_own():
-    kwargs = {"features_extractor_class": "impala", "features_extractor_kwargs": {"width": 2}}
+@pytest.mark.parametrize("named", [{"features_extractor_class": "impala"}, {}])
+def test_the_arguments_of_the_entrys_extractor_stay_its_own(named):
+    kwargs = {**named, "features_extractor_kwargs": {"width": 2}}
     for trial, sampled in sample({**STACKED, "policy_kwargs": kwargs}, n_trials=8):
-        assert sampled["policy_kwargs"]["features_extractor_class"] == "impala"
+        assert sampled["policy_kwargs"].get("features_extractor_class") == named.get("features_extractor_class")
         features_dim = trial.params["features_dim"]
         assert sampled["policy_kwargs"]["features_extractor_kwargs"] == {"width": 2, "features_dim": features_dim}
 
