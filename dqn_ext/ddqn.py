@@ -95,9 +95,7 @@ class DDQN(DQN):
         if isinstance(self.train_freq, list):
             self.train_freq = tuple(self.train_freq)  # YAML knows no tuples
         self._num_timesteps_at_last_train = 0
-        # Frames in an observation, if it is a stack; saved with the agent
-        stack = None if self.env is None else unwrap_vec_wrapper(self.env, VecFrameStack)
-        self._n_stack = stack.stacked_obs.n_stack if isinstance(stack, VecFrameStack) else None
+        self._n_stack: int | None = None  # frames in an observation, if it is a stack; saved with the agent
         if _init_setup_model:
             check_values({**vars(self), "stats_window_size": self._stats_window_size})
             owner = policy if isinstance(policy, str) else policy.__name__
@@ -395,6 +393,9 @@ class DDQN(DQN):
 
     def _choose_replay_buffer(self) -> tuple[type[ReplayBuffer], dict[str, Any]]:
         """The class of the replay memory and its own arguments."""
+        if self.env is not None:
+            stack = unwrap_vec_wrapper(self.env, VecFrameStack)
+            self._n_stack = stack.stacked_obs.n_stack if isinstance(stack, VecFrameStack) else None
         buffer_class, buffer_kwargs = self.replay_buffer_class, dict(self.replay_buffer_kwargs)
         if buffer_class is None:
             if isinstance(self.observation_space, spaces.Dict):
@@ -455,8 +456,14 @@ class DDQN(DQN):
         :raises InvalidInput: on a file that is not the model of a DQN, or a hyperparameter out of range
         """
         check_values(kwargs)
-        check_model_file(path)
-        return super().load(path, *args, **kwargs)
+        is_sb3s = "double_q" not in check_model_file(path)
+        model = super().load(path, *args, **kwargs)
+        if is_sb3s and "replay_buffer_class" not in kwargs and model.replay_buffer_class in _SB3S_CHOICES:
+            # Nobody's wish: SB3 saves the class that it has chosen itself, and the arguments that it gave it
+            model.replay_buffer_class = None
+            for name in () if "replay_buffer_kwargs" in kwargs else ("n_steps", "gamma"):
+                model.replay_buffer_kwargs.pop(name, None)
+        return model
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """Cf. :meth:`stable_baselines3.DQN.save_replay_buffer`. A ``FrameReplayBuffer`` gets a file of its own format.
@@ -475,7 +482,7 @@ class DDQN(DQN):
 
         :raises InvalidInput: on a file of that format that is damaged or does not fit
         """
-        if isinstance(path, (str, pathlib.Path)) and not pathlib.Path(path).exists():
+        if isinstance(path, (str, pathlib.Path)) and not (pathlib.Path(path).exists() or pathlib.Path(path).suffix):
             path = f"{path}.pkl"
         if not files.is_replay_file(path):
             buffer_class, buffer_kwargs = self._choose_replay_buffer()
@@ -507,12 +514,14 @@ class DDQN(DQN):
 
 
 _OF_LEARN = ("_learns_meanwhile", "_due", "_meanwhile", "_unreported")
+_SB3S_CHOICES = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)  # where no replay_buffer_class is given
 _NOT_YET: Any = object()  # stands for a replay memory that is not needed yet
 
 
-def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
+def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> set[str]:
     """Read all of it, and unpickle nothing, to see that it is undamaged and that the weights are a Q-network's.
 
+    :return: the names of what it holds beside weights
     :raises InvalidInput: on a file that is empty, truncated, damaged or of another algorithm
     """
     name = path if isinstance(path, (str, pathlib.Path)) else "the model file"
@@ -521,7 +530,7 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
         with opened as file, zipfile.ZipFile(file) as archive:
             if (damaged := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"{damaged} is not what was written")
-            json.loads(archive.read("data"))
+            names = set(json.loads(archive.read("data")))
         _, params, _ = load_from_zip_file(path, load_data=False, device="cpu")
     except FileNotFoundError:
         raise
@@ -533,3 +542,4 @@ def check_model_file(path: str | pathlib.Path | io.BufferedIOBase) -> None:
     weights: Any = params.get("policy", {})
     if not all(any(key.startswith(net) for key in weights) for net in ("q_net.", "q_net_target.")):
         raise InvalidInput(f"{name} holds the model of another algorithm; ddqn loads agents of DDQN and DQN.")
+    return names

@@ -17,7 +17,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from torch import nn
 
-from dqn_ext import DDQN
+from dqn_ext import DDQN, FrameReplayBuffer
 from dqn_ext.errors import InvalidInput
 from dqn_ext.features import ImpalaCNN
 from tests.damage import damaged
@@ -451,6 +451,35 @@ def test_agents_of_dqn_load(tmp_path):
         loaded.predict(observation, deterministic=True)[0], dqn.predict(observation, deterministic=True)[0]
     )
     loaded.learn(60)
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_agents_of_dqn_go_on_with_our_replay_memory(n_steps, tmp_path):
+    """SB3 saves the class that it has chosen as if it were the user's wish."""
+
+    def games():
+        return VecFrameStack(make_vec_env(lambda: FakeImageEnv(40, 40, n_channels=1, discrete=True), 2), 4)
+
+    settings = {"buffer_size": 100, "learning_starts": 10, "train_freq": 1, "device": "cpu"}
+    DQN("CnnPolicy", games(), n_steps=n_steps, **settings).save(tmp_path / "dqn.zip")
+    at_once = DDQN.load(tmp_path / "dqn.zip", env=games(), replay_buffer_kwargs={"store": "compressed"})
+    later = DDQN.load(tmp_path / "dqn.zip", n_steps=2)
+    later.set_env(games())
+    for model, expected in ((at_once, n_steps), (later, 2)):
+        model.learn(30)
+        assert isinstance(model.replay_buffer, FrameReplayBuffer)
+        assert model.replay_buffer.n_steps == expected
+    theirs = {"replay_buffer_class": ReplayBuffer, "replay_buffer_kwargs": {}, "n_steps": 1}
+    chosen = DDQN.load(tmp_path / "dqn.zip", env=games(), **theirs)
+    assert type(chosen.replay_buffer) is ReplayBuffer
+
+
+def test_a_missing_replay_memory_is_named_as_it_was_given(tmp_path):
+    model = DDQN("MlpPolicy", "CartPole-v1", device="cpu")
+    for name, named in (("none.pkl", "none.pkl"), ("none", "none.pkl")):
+        with pytest.raises(FileNotFoundError) as error:
+            model.load_replay_buffer(tmp_path / name)
+        assert error.value.filename == str(tmp_path / named)
 
 
 def test_replay_memory_from_a_file_object():
