@@ -13,20 +13,19 @@ from typing import Any
 
 import gymnasium as gym
 import optuna
+import torch as th
 from gymnasium import spaces
 from optuna.trial import TrialState
 from rl_zoo3 import exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.utils import get_device
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 
 from dqn_ext import atari
 from dqn_ext.checkpoint import CheckpointFolder, InUse, ResumeCallback, Unusable, differences
 from dqn_ext.ddqn import DDQN, check_model_file
 from dqn_ext.errors import Diverged, InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
-from dqn_ext.learner import choose_compilation, choose_dtype
 from dqn_ext.tensorboard import TensorboardCallback
 from dqn_ext.zoo import HYPERPARAMS_DIR
 from dqn_ext.zoo.search_space import refine
@@ -147,19 +146,13 @@ class ExperimentManager(exp_manager.ExperimentManager):
         processed = super()._preprocess_hyperparams(hyperparams)
         check_values({"checkpoint_freq": checkpoint_freq})
         if self.algo == "ddqn":
-            hyperparams, env_wrapper, *_ = processed
+            hyperparams, env_wrapper, _, vec_env_wrapper = processed
             check_values({**hyperparams, "n_envs": self.n_envs})
             if self.frame_stack is not None:
                 check_values({"frame_stack": self.frame_stack})
-            if policy := DDQN.policy_aliases.get(hyperparams["policy"]):
-                check_names(hyperparams.get("policy_kwargs") or {}, argument_names(policy), hyperparams["policy"])
-            elif isinstance(hyperparams["policy"], str):
-                raise InvalidInput(
-                    f"policy must be one of {', '.join(DDQN.policy_aliases)}, not {hyperparams['policy']!r}."
-                )
-            choose_dtype(hyperparams.get("precision", "float32"), get_device(self.device))
-            choose_compilation(hyperparams.get("compile", False), get_device(self.device))
-            self._check_action_space(env_wrapper)
+            if isinstance(policy := hyperparams["policy"], str) and policy not in DDQN.policy_aliases:
+                raise InvalidInput(f"policy must be one of {', '.join(DDQN.policy_aliases)}, not {policy!r}.")
+            self._try_out(hyperparams, env_wrapper, vec_env_wrapper)
             if self.continue_training:
                 check_model_file(Path(self.trained_agent))
         if checkpoint_freq and not self.optimize_hyperparameters:
@@ -275,17 +268,31 @@ class ExperimentManager(exp_manager.ExperimentManager):
         if self._resume is not None:
             self._resume.finish()
 
-    def _check_action_space(self, env_wrapper: Any) -> None:
-        env = gym.make(self.env_name.gym_id, **self.env_kwargs)
-        if env_wrapper is not None:
-            env = env_wrapper(env)
-        action_space = env.action_space
-        env.close()
-        if not isinstance(action_space, spaces.Discrete):
-            raise InvalidInput(
-                f"ddqn needs a discrete action space, and {self.env_name.gym_id} has {action_space}; "
-                "for continuous actions the Zoo has sac, td3 and tqc."
-            )
+    def _try_out(self, hyperparams: dict[str, Any], env_wrapper: Any, vec_env_wrapper: Any) -> None:
+        """Make environment and agent once: what is wrong with them is said before anything is written.
+
+        :raises InvalidInput: where they cannot be made
+        """
+
+        def make_env() -> gym.Env:
+            env = gym.make(self.env_name.gym_id, **self.env_kwargs)
+            return env if env_wrapper is None else env_wrapper(env)
+
+        env: VecEnv = DummyVecEnv([make_env])
+        try:
+            if not isinstance(env.action_space, spaces.Discrete):
+                raise InvalidInput(
+                    f"ddqn needs a discrete action space, and {self.env_name.gym_id} has {env.action_space}; "
+                    "for continuous actions the Zoo has sac, td3 and tqc."
+                )
+            if vec_env_wrapper is not None:
+                env = vec_env_wrapper(env)
+            if self.frame_stack is not None:
+                env = VecFrameStack(env, self.frame_stack)
+            with th.random.fork_rng():
+                DDQN(env=env, device=self.device, **hyperparams)
+        finally:
+            env.close()
 
     def _create_film_env(self) -> VecEnv:
         kwargs = self.eval_env_kwargs
