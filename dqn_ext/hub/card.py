@@ -97,7 +97,7 @@ python -m rl_zoo3.enjoy {agent} -f logs/
 
 ```bash
 python -m rl_zoo3.train {agent} -f logs/ -i logs/{algo}/{name}_1/{name}.zip -params \\
-  exploration_initial_eps:{hyperparams.get("exploration_final_eps", 0.05):g}
+  exploration_initial_eps:{hyperparams.get("exploration_final_eps", 0.05):g} learning_starts:1000
 ```
 
 This continues the Q-network. The optimizer, the target network and the replay memory start anew.

@@ -219,6 +219,15 @@ BAD_INPUT = [
     ("--env Acrobot-v1 -conf pack.yml", "Hyperparameters not found for ddqn-Acrobot-v1"),
     ("--env CartPole-v1 -conf pack.yml", "The entry of CartPole-v1 must have n_timesteps."),
     ("-params \"policy:'Foo'\"", "policy must be one of MlpPolicy, CnnPolicy, MultiInputPolicy, not 'Foo'."),
+    ("--env CartPole-v1 -params policy_kwargs:dict(dueling=3)", "dueling must be True or False, not 3."),
+    (
+        "--env CartPole-v1 -params policy_kwargs:dict(net_arch=[0.5])",
+        "policy_kwargs {'net_arch': [0.5]} make no MlpPolicy",
+    ),
+    (
+        "--env PongNoFrameskip-v4 -params policy_kwargs:dict(features_extractor_kwargs=dict(width=0.3))",
+        "width must make 32, 64, 64 channels whole numbers, not be 0.3.",
+    ),
     ("-params frame_stack:0", "frame_stack must be a whole number of at least 1, not 0."),
 ]
 
