@@ -141,7 +141,10 @@ class _LinearByCopy(th.autograd.Function):
 
 
 def center(weight: th.Tensor) -> th.Tensor:
-    """Each unit's weights minus their mean (as Huang et al. 2017 center them, https://doi.org/10.1109/ICCV.2017.305).
+    """Subtract from each unit's weights their mean.
+
+    That is the first half of centered weight normalization (Huang et al. 2017,
+    https://openaccess.thecvf.com/content_iccv_2017/html/Huang_Centered_Weight_Normalization_ICCV_2017_paper.html).
 
     Images and rectified activations are positive. What they have in common, a picture's brightness, then moves no unit.
     Otherwise its gradient has the same sign for all of a unit's weights, and Adam, whose steps are equally large, soon
