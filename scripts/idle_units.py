@@ -25,12 +25,13 @@ import machine
 import numpy as np
 import torch as th
 from huggingface_sb3 import EnvironmentName
+from saved_agents import SavedAgents, saved_agents
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import VecEnv
 from suite import replace
 from torch import nn
 
-from dqn_ext.watch import find_checkpoints, load, make_env, saved_args
+from dqn_ext.watch import load, make_env
 from dqn_ext.zoo import register
 
 EVERY = 10  # steps between two states that are kept: neighbours are much alike
@@ -67,20 +68,14 @@ def measure(agent: DQN, states: np.ndarray) -> dict[str, Any]:
     return {"off": off, "always_on": always_on, "spread": round(float(q_values.max(dim=1).values.std()), 4)}
 
 
-def measure_run(label: str, run: Path, n_states: int) -> list[dict[str, Any]]:
+def measure_run(saved: SavedAgents, n_states: int) -> list[dict[str, Any]]:
     """A row of each saved agent."""
-    algo, env_name = run.parent.name, run.name.rpartition("_")[0]
-    if algo not in ("dqn", "ddqn"):
-        raise SystemExit(f"Error: {run} is of {algo}, and not of dqn or ddqn.")
-    if not (args := saved_args(run, env_name)):
-        return []
+    label, algo, run, args, paths = saved
     env = make_env(run, EnvironmentName(args["env"]), seed=0, n_envs=4)
     states = states_of_random_play(env, n_states, seed=0)
     env.close()
     rows = []
-    for steps, path in find_checkpoints(run, env_name).items():
-        if path.stem == "best_model":  # chosen, where the others are a sample
-            continue
+    for steps, path in paths.items():
         agent = load(path, algo, seed=0)
         row = {"label": label, "env": args["env"], "seed": args["seed"], "steps": steps, **measure(agent, states)}
         layers = ", ".join(f"{off:.0%}/{on:.0%}" for off, on in zip(row["off"], row["always_on"], strict=True))
@@ -100,13 +95,7 @@ def main() -> None:
     args = parser.parse_args()
     gym.register_envs(ale_py)
     register()
-    rows = []
-    for run in args.runs:
-        label, _, folder = run.rpartition("=")
-        new = measure_run(label or "run", Path(folder), args.states) if Path(folder).is_dir() else []
-        if not new:
-            sys.exit(f"Error: {folder} is no run of the Zoo's with saved agents (--save-freq).")
-        rows += new
+    rows = [row for word in args.runs for row in measure_run(saved_agents(word), args.states)]
     if args.output is not None:
         about = {"command": shlex.join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d")}
         content = {**about, "machine": machine.describe(), "states": args.states, "rows": rows}

@@ -28,11 +28,12 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from huggingface_sb3 import EnvironmentName
+from saved_agents import SavedAgents, saved_agents
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from suite import replace
 
-from dqn_ext.watch import find_checkpoints, load, make_env, saved_args
+from dqn_ext.watch import load, make_env
 from dqn_ext.zoo import register
 
 
@@ -76,18 +77,11 @@ def play_episodes(agent: DQN, env: VecEnv, n_states: int) -> list[Episode]:
     return episodes
 
 
-def measure(label: str, run: Path, n_states: int, n_envs: int) -> list[dict[str, Any]]:
+def measure(saved: SavedAgents, n_states: int, n_envs: int) -> list[dict[str, Any]]:
     """A row of each saved agent."""
-    algo, env_name = run.parent.name, run.name.rpartition("_")[0]
-    if algo not in ("dqn", "ddqn"):
-        raise SystemExit(f"Error: {run} is of {algo}, and only agents of dqn and ddqn estimate with one Q-network.")
-    args = saved_args(run, env_name)
+    label, algo, run, args, paths = saved
     rows: list[dict[str, Any]] = []
-    if not args:
-        return rows
-    for steps, path in find_checkpoints(run, env_name).items():
-        if path.stem == "best_model":  # chosen, where the others are a sample
-            continue
+    for steps, path in paths.items():
         env = make_env(run, EnvironmentName(args["env"]), steps, n_envs)
         if unwrap_vec_normalize(env) is not None:
             raise SystemExit(f"Error: {run} has normalized rewards, of which the Zoo shows the raw ones.")
@@ -177,11 +171,7 @@ def main() -> None:
         raise SystemExit(f"Error: {args.output} is no record of this script's, another --output would be.") from error
     measured: set[tuple[str, str, int]] = set()
     for word in args.runs:
-        label, _, folder = word.rpartition("=")
-        run = Path(folder)
-        new = measure(label or run.parent.name, run, args.states, args.envs) if run.is_dir() else []
-        if not new:
-            raise SystemExit(f"Error: {folder} is no run of the Zoo's with saved agents (--save-freq).")
+        new = measure(saved_agents(word), args.states, args.envs)
         key = key_of(new[0])
         if key in measured:
             raise SystemExit(f"Error: two of these runs are of {key[0]} on {key[1]} with seed {key[2]}; LABEL=FOLDER.")
