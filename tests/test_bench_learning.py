@@ -122,9 +122,8 @@ def test_only_complete_records_of_the_protocol_are_drawn(folder):
     assert (folder / "results/learning_3000.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_decides_the_course_of_learning(monkeypatch):
+def test_what_decides_the_course_of_learning():
     """Not where the replay memory lies, and how updates are executed."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)
     from bench_learning import of_learning
 
     settings = {"gamma": "0.9", "replay_buffer_kwargs": "{'priority_exponent': 0.5, 'store': 'compressed'}"}
@@ -176,8 +175,7 @@ def test_trained_agent(folder):
     assert "Episode Reward" in played.stdout
 
 
-def test_an_agent_with_images_is_small_enough(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPT.parent)
+def test_an_agent_with_images_is_small_enough(tmp_path):
     import trained_agent
 
     env = VecFrameStack(make_atari_env("PongNoFrameskip-v4"), 4)
@@ -220,9 +218,8 @@ def test_no_run_and_no_record(folder):
     assert not list(folder.rglob("*.new"))
 
 
-def test_interquartile_mean(monkeypatch, capsys):
+def test_interquartile_mean(capsys):
     """By hand: human-normalized scores 0.1, 0.2, 0.3, 0.4 of two games and two seeds; the middle half is 0.2, 0.3."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)
     import bench_learning
 
     def record(game, seed, normalized):
@@ -245,8 +242,7 @@ def test_interquartile_mean(monkeypatch, capsys):
     assert bench_learning.interquartile_means(records[:2], envs) == []
 
 
-def test_hours_are_of_one_machine(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPT.parent)
+def test_hours_are_of_one_machine():
     import bench_learning
 
     records = [

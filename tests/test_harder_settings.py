@@ -13,8 +13,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "harder_settings.py"
 ENV = "PongNoFrameskip-v4"
 
 
-def test_settings_of_a_game(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPT.parent)
+def test_settings_of_a_game():
     import harder_settings
 
     settings = harder_settings.other_settings(ENV)

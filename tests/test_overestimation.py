@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import overestimation
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -19,15 +20,7 @@ from tests.zoo.conftest import run_python
 SCRIPT = Path(__file__).parent.parent / "scripts" / "overestimation.py"
 
 
-@pytest.fixture
-def overestimation(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    import overestimation
-
-    return overestimation
-
-
-def test_discounted_returns_by_hand(overestimation):
+def test_discounted_returns_by_hand():
     assert overestimation.discounted_returns([1, 0, -1, 2], 0.5).tolist() == [1 + 0 - 0.25 + 0.25, 0, 0, 2]
     assert overestimation.discounted_returns([], 0.5).tolist() == []
 
@@ -58,7 +51,7 @@ class Forever(gym.Env):
         return np.zeros(1, np.float32), 1.0, False, False, {}
 
 
-def test_a_chain_of_known_values(overestimation):
+def test_a_chain_of_known_values():
     """An agent that takes every state to be worth 10; the three states are worth 1.75, 1.5 and 1."""
     env = DummyVecEnv([Countdown] * 2)
     agent = DDQN("MlpPolicy", env, gamma=0.5, policy_kwargs={"net_arch": []}, device="cpu")
@@ -77,7 +70,7 @@ def test_a_chain_of_known_values(overestimation):
     assert found["standard_error"] == 0  # all episodes are alike
 
 
-def test_standard_error_by_hand(overestimation):
+def test_standard_error_by_hand():
     """Excesses of 1 and 3 in the states of one episode, of 4 in the only one of another: 8/3 on average.
 
     The episodes' sums differ from what that makes by -4/3 and 4/3; of two, 2 / (2 - 1) times their squares.
@@ -89,7 +82,7 @@ def test_standard_error_by_hand(overestimation):
     assert overestimation.summary(episodes[:1])["standard_error"] is None
 
 
-def test_time_limits_are_no_ends(overestimation):
+def test_time_limits_are_no_ends():
     """An agent that values every state right, at a reward of 1 forever; each game is cut after 20 steps."""
     env = DummyVecEnv([lambda: TimeLimit(Forever(), 20)])
     agent = DDQN("MlpPolicy", env, gamma=0.5, policy_kwargs={"net_arch": []}, device="cpu")
