@@ -61,12 +61,12 @@ class Panel:
         self.frame_size = (round(width * scale), round(height * scale))
         # Pixels stay pixels
         self.resampling = Image.Resampling.NEAREST if scale == int(scale) else Image.Resampling.LANCZOS
-        self.row_height = min(34, (FRAME_BOX[1] - 50) // len(action_names))
+        self.row_height = max(14, min(34, (FRAME_BOX[1] - 50) // len(action_names)))
         self.font = _font(min(14, self.row_height - 6))
         self.names_width = max(int(self.font.getlength(name)) for name in action_names)
         self.size = (
             self.frame_size[0] + MARGIN + self.names_width + 24 + BAR_LENGTH + 56,
-            HEADER + FRAME_BOX[1],
+            HEADER + max(FRAME_BOX[1], 50 + self.row_height * len(action_names)),
         )
         self.low, self.high = np.inf, -np.inf
 

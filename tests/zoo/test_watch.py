@@ -107,6 +107,17 @@ def test_a_panel():
     assert chosen[second : second + panel.row_height].sum(axis=1).max() > 100
 
 
+def test_a_panel_of_many_actions():
+    names = [str(action) for action in range(100)]
+    panel = Panel("", "", names, (210, 160, 3))
+    q_values = np.arange(100.0)
+    picture = np.array(panel.draw(Moment(np.zeros((210, 160, 3), np.uint8), 0.0, q_values, action=99)))
+    chosen = (picture == tuple(bytes.fromhex(CHOSEN[1:]))).all(axis=2)
+    last = HEADER + 28 + 99 * panel.row_height
+    assert chosen[last : last + panel.row_height].sum(axis=1).max() > 100
+    assert not chosen[:last].any()
+
+
 def test_tensorboard(logs):
     events = EventAccumulator(str(next(logs.glob("tb/*/*"))), size_guidance={"images": 0}).Reload()
     assert {"train/loss", "train/q_value_mean", "train/td_error", "train/grad_norm"} <= set(events.Tags()["scalars"])
