@@ -102,8 +102,11 @@ def test_saved_and_loaded(policy, tmp_path):
 @pytest.mark.parametrize("dueling", [False, True])
 @pytest.mark.parametrize("priority_exponent", [0.0, 0.5])
 @pytest.mark.parametrize("n_steps", [1, 3])
-@pytest.mark.parametrize("extractor", ["nature", "impala"])
-def test_blocks_together(double_q, dueling, priority_exponent, n_steps, extractor):
+@pytest.mark.parametrize(
+    ("extractor", "extractor_kwargs"),
+    [("nature", {}), ("nature", {"centered": True, "width": 0.5}), ("impala", {"centered": True, "width": 0.5})],
+)
+def test_blocks_together(double_q, dueling, priority_exponent, n_steps, extractor, extractor_kwargs):
     """Every combination learns, and each setting has reached its place."""
     env = VecFrameStack(DummyVecEnv([lambda: FakeImageEnv(40, 40, n_channels=1, discrete=True)] * 2), 4)
     model = DDQN(
@@ -119,7 +122,7 @@ def test_blocks_together(double_q, dueling, priority_exponent, n_steps, extracto
         policy_kwargs={
             "dueling": dueling,
             "features_extractor_class": extractor,
-            "features_extractor_kwargs": {"features_dim": 16},
+            "features_extractor_kwargs": {"features_dim": 16, **extractor_kwargs},
         },
         seed=0,
         device="cpu",
