@@ -36,6 +36,7 @@ from dqn_ext.learner import Learner, Losses, choose_compilation, choose_dtype
 from dqn_ext.overlap import Meanwhile
 from dqn_ext.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, QNetwork
 from dqn_ext.replay import Draw, FrameReplayBuffer, PrioritizedReplayBufferSamples, files
+from dqn_ext.replay.seams import break_off
 from dqn_ext.td_targets import clip_to_returns, double_q_target, q_learning_target
 
 SelfDDQN = TypeVar("SelfDDQN", bound="DDQN")
@@ -295,10 +296,13 @@ class DDQN(DQN):
             if not self._goes_on_where_it_was():
                 self._last_obs = None
         self._stack_planes()
+        last_obs = self._last_obs
         try:
             total_timesteps, callback = super()._setup_learn(*args, **kwargs)
         finally:
             self.optimize_memory_usage = optimize_memory_usage
+        if self._last_obs is not last_obs:
+            break_off(self.replay_buffer)
         # 0 where the count of timesteps starts again
         self._num_timesteps_at_last_train = min(self._num_timesteps_at_last_train, self.num_timesteps)
         if self.verbose >= 1 and (updates := self._updates_per_transition()) is not None:
@@ -456,6 +460,8 @@ class DDQN(DQN):
         :raises InvalidInput: on a file that is not the model of a DQN, or a hyperparameter out of range
         """
         check_values(kwargs)
+        if isinstance(kwargs.get("train_freq"), list):
+            kwargs["train_freq"] = tuple(kwargs["train_freq"])
         is_sb3s = "double_q" not in check_model_file(path)
         model = super().load(path, *args, **kwargs)
         if is_sb3s and "replay_buffer_class" not in kwargs and model.replay_buffer_class in _SB3S_CHOICES:

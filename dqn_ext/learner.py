@@ -95,6 +95,11 @@ class Learner:
         if self._recording is not None and self._recording.has_failed:
             self._recording, self._records = None, False
         if settings is None or not self._can_record():
+            if self._must_compile and self._records:
+                raise InvalidInput(
+                    "compile must be False or 'auto' here, not True: only updates of images from a replay memory "
+                    "of store 'device', by PyTorch's fused Adam, are compiled."
+                )
             return th.stack([self._update(losses, values, max_grad_norm) for values in inputs]).mean(dim=0)
         rates = [group["lr"] for group in self.policy.optimizer.param_groups]
         inputs = [(*rates, *values) for values in inputs]

@@ -1,6 +1,7 @@
 """What a TensorBoard log shows of a run beside its curves: its hyperparameters, and films of its agent."""
 
 import io
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ METRICS = ("eval/mean_reward", "rollout/ep_rew_mean")
 class TensorboardCallback(BaseCallback):
     """Adds hyperparameters and films to the TensorBoard log of a run. Changes nothing in the run.
 
+    Where there can be no films, the environment not being one to be rendered, that is said.
+
     :param make_env: gives an environment to film, with ``rgb_array`` rendering, for this callback alone
     :param hyperparams: by name; what is no number or text is shown as text
     :param film_freq: transitions, of all environments, between two films
@@ -30,6 +33,7 @@ class TensorboardCallback(BaseCallback):
         self._make_env, self._hyperparams = make_env, hyperparams
         self._env: VecEnv | None = None
         self._last_film = 0  # in transitions
+        self._films = True
 
     def _on_training_start(self) -> None:
         hyperparams = {
@@ -45,7 +49,6 @@ class TensorboardCallback(BaseCallback):
     def _on_step(self) -> bool:
         if self.num_timesteps // self.film_freq > self._last_film // self.film_freq:
             self._film()
-            self._last_film = self.num_timesteps
         return True
 
     def _on_training_end(self) -> None:
@@ -56,9 +59,20 @@ class TensorboardCallback(BaseCallback):
             self._env = None
 
     def _film(self) -> None:
+        self._last_film = self.num_timesteps
         outputs = [output for output in self.logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
-        if not outputs:
+        if not outputs or not self._films:
             return
+        try:
+            frames = self._play()
+        except Exception as error:  # each environment has its own
+            self._films = False
+            print(f"Warning: TensorBoard gets no films: {error}", file=sys.stderr)
+            return
+        for output in outputs:
+            add_film(output, "film/greedy", frames, self.num_timesteps)
+
+    def _play(self) -> list[np.ndarray]:
         if self._env is None:
             self._env = self._make_env()
         if self.model.get_vec_normalize_env() is not None:
@@ -67,12 +81,12 @@ class TensorboardCallback(BaseCallback):
         observations: Any = self._env.reset()
         for _ in range(self.n_steps):
             frame = self._env.render()
-            assert frame is not None
+            if frame is None:
+                raise ValueError("the environment renders nothing")
             frames.append(frame)
             actions, _ = self.model.predict(observations, deterministic=True)
             observations = self._env.step(actions)[0]
-        for output in outputs:
-            add_film(output, "film/greedy", frames, self.num_timesteps)
+        return frames
 
 
 def add_film(output: TensorBoardOutputFormat, tag: str, frames: list[np.ndarray], step: int, fps: float = 15) -> None:

@@ -387,7 +387,7 @@ def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path:
 def of_one_machine(records: list[dict[str, Any]]) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], list[str]]:
     """:return: records whose hours can be compared, as :func:`by_label_and_game` has them, and the names of others"""
     where = [(content["machine"], content["threads"]) for content in records if content["attempts"] == 1]
-    most = max(set(where), key=where.count, default=None)
+    most = max(dict.fromkeys(where), key=where.count, default=None)
     timed, others = [], []
     for content in records:
         if content["attempts"] == 1 and (content["machine"], content["threads"]) == most:

@@ -323,6 +323,50 @@ def test_learning_goes_on_after_a_callback_has_stopped_it(n_envs, overlap):
     assert model._last_obs is last_obs
 
 
+class Numbered(gym.Env):
+    """Its states are numbers that are never seen again: 100 for each episode, and 1 for each step in it."""
+
+    observation_space = spaces.Box(0, 1e6, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+    state = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = self.state // 100 * 100 + 100
+        return np.full(1, self.state, np.float32), {}
+
+    def step(self, action):
+        self.state += 1
+        return np.full(1, self.state, np.float32), 1.0, False, False, {}
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("reset_num_timesteps", [False, True])
+def test_returns_of_several_steps_end_where_games_start_anew(n_envs, reset_num_timesteps):
+    """In SB3's buffer, at a second ``learn()`` after a callback's stop, or with a count that begins again."""
+
+    class Stops(BaseCallback):
+        def _on_step(self):
+            return self.num_timesteps < 20
+
+    model = DDQN("MlpPolicy", DummyVecEnv([Numbered] * n_envs), n_steps=3, **SMALL)
+    model.learn(20, Stops() if not reset_num_timesteps else None)
+    last = model.replay_buffer.pos - 1
+    model.learn(20, reset_num_timesteps=reset_num_timesteps)
+    samples = model.replay_buffer._get_samples(np.arange(last - 2, last + 3))
+    steps = samples.next_observations - samples.observations
+    assert steps.flatten().tolist() == [3, 2, 1, 3, 3]
+    assert samples.rewards.flatten().tolist() == pytest.approx([2.9701, 1.99, 1, 2.9701, 2.9701])
+    assert samples.discounts.flatten().tolist() == pytest.approx([0.99**3, 0.99**2, 0.99, 0.99**3, 0.99**3])
+    assert not samples.dones.any()  # they bootstrap
+
+
+def test_train_freq_as_yaml_has_it(tmp_path):
+    DDQN("MlpPolicy", "CartPole-v1", train_freq=[1, "episode"], **SMALL).save(tmp_path / "agent")
+    model = DDQN.load(tmp_path / "agent", env=gym.make("CartPole-v1"), train_freq=[2, "episode"])
+    assert (model.train_freq.frequency, model.train_freq.unit.value) == (2, "episode")
+
+
 def test_a_tuple_is_no_observation():
     model = DDQN("MlpPolicy", "CartPole-v1", **SMALL)
     with pytest.raises(ValueError, match="passed a tuple to the predict"):

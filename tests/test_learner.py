@@ -241,6 +241,15 @@ def test_compilation_of_the_device(monkeypatch):
         learner.choose_compilation(True, cuda)
 
 
+def test_compilation_that_cannot_be_is_said():
+    """Where it was asked for, and batches come from the host."""
+    model = DDQN("MlpPolicy", "CartPole-v1", learning_starts=10, device="cpu")
+    learner = model.prepare_learning()
+    learner._records = learner._must_compile = True  # as with compile=True on a GPU
+    with pytest.raises(InvalidInput, match="compile must be False or 'auto' here, not True: only updates"):
+        model.learn(20)
+
+
 def test_an_agent_plays_where_its_precision_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)
     model = DDQN("MlpPolicy", "CartPole-v1", precision="bfloat16", learning_starts=10, device="cpu").learn(30)

@@ -94,6 +94,7 @@ class ResumeCallback(BaseCallback):
     def _on_training_start(self) -> None:
         self.catch_signals()
         if self._from is None:
+            self.folder.set_aside_after(self.model.num_timesteps)  # those of a run before this one
             # At the start, too: to complain now where it cannot be written
             self.save()
             return

@@ -194,7 +194,7 @@ class CheckpointFolder:
         return path
 
     def set_aside_after(self, step: int) -> None:
-        """Rename the checkpoints of later steps, which could not be used, to ``STEP.unusable``."""
+        """Rename the checkpoints of later steps, which are not to be used, to ``STEP.unusable``."""
         for other in self.steps():
             if other > step:
                 aside = self.path / f"{other}.unusable"

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from dqn_ext.checkpoint.plain import NotPlain, attributes, decode, encode, set_attributes
 from dqn_ext.ddqn import DDQN
 from dqn_ext.errors import InvalidInput
+from dqn_ext.replay.seams import break_off
 
 _COUNTERS = (
     "num_timesteps",
@@ -80,6 +81,7 @@ def restore(model: DQN, callbacks: Mapping[str, BaseCallback], state: dict[str, 
         reason = str(games)
         model.env.seed(seed % 2**32)
         model._last_obs = model.env.reset()  # type: ignore[assignment]
+        break_off(model.replay_buffer)
         if model._vec_normalize_env is not None:
             model._last_original_obs = model._vec_normalize_env.get_original_obs()
     _set_seconds(model.env, state.get("seconds"))  # not in the oldest checkpoints

@@ -132,7 +132,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         if self.algo not in ("dqn", "ddqn"):
-            return super()._preprocess_hyperparams(hyperparams)
+            return self._as_the_zoo(hyperparams)
         if self.algo == "ddqn":
             for name, flag in FLAGS.items():
                 if name in hyperparams:
@@ -143,7 +143,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 raise InvalidInput(f"The entry of {self.env_name.gym_id} must have {' and '.join(sorted(missing))}.")
         checkpoint_freq = hyperparams.pop("checkpoint_freq", 0)
         settings = {name: _in_words(value) for name, value in hyperparams.items()}
-        processed = super()._preprocess_hyperparams(hyperparams)
+        processed = self._as_the_zoo(hyperparams)
         check_values({"checkpoint_freq": checkpoint_freq})
         if self.algo == "ddqn":
             hyperparams, env_wrapper, _, vec_env_wrapper = processed
@@ -159,6 +159,16 @@ class ExperimentManager(exp_manager.ExperimentManager):
             settings |= {name: _in_words(getattr(self, name)) for name in SETTINGS}
             settings |= {"algo": self.algo, "env": self.env_name.gym_id}
             self._open_checkpoints(checkpoint_freq, settings)
+        return processed
+
+    def _as_the_zoo(self, hyperparams: dict[str, Any]) -> Any:
+        """What the Zoo does, which deletes an ``n_timesteps`` that may be absent, and forgets an entry's ``env_kwargs``
+        when it makes environments to evaluate in."""
+        if self.n_timesteps > 0:
+            hyperparams.setdefault("n_timesteps", self.n_timesteps)
+        processed = super()._preprocess_hyperparams(hyperparams)
+        if self._eval_env_kwargs_args is None:
+            self.eval_env_kwargs = self.env_kwargs
         return processed
 
     # ------------------------------------------------------------------ checkpoints
@@ -245,6 +255,11 @@ class ExperimentManager(exp_manager.ExperimentManager):
             if not (steps := self._resume.folder.steps()):  # at the start
                 raise
             good = self._resume.folder.at(steps[0])
+            if (normalization := model.get_vec_normalize_env()) is not None:
+                # Where the Zoo looks for them when it goes on from an agent
+                averages = good / str(self.env_name) / "vecnormalize.pkl"
+                averages.parent.mkdir(exist_ok=True)
+                normalization.save(str(averages))
             raise Diverged(
                 f"{error} The last good state is {good}; -i {good}/model.zip goes on from its agent, "
                 f"with other hyperparameters."

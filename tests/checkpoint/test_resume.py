@@ -280,6 +280,16 @@ def test_another_learn_goes_on_from_where_the_first_ended(tmp_path, capsys):
     assert capsys.readouterr().out.count("Going on from step") == 1
 
 
+def test_another_run_from_its_start(tmp_path, capsys):
+    """Checkpoints of a run before it, with more steps, are not taken for its own."""
+    interrupt(tmp_path, TOTAL, env="MountainCar-v0")
+    run = Run(tmp_path, env="MountainCar-v0")
+    run.model.learn(TOTAL, callback=run.callbacks)
+    run.model.learn(2 * FREQ + 5, callback=run.callbacks)
+    run.close()
+    assert CheckpointFolder(tmp_path / "checkpoint").steps() == [2 * FREQ, FREQ]
+
+
 def test_files_that_cannot_be_put_back(tmp_path):
     """A folder stands in a file's place; another process may try again."""
     interrupt(tmp_path, FREQ + 5, env="MountainCar-v0")

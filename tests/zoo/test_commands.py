@@ -189,6 +189,15 @@ def test_a_rate_that_yaml_takes_for_a_word_is_kept_as_a_number(tmp_path):
     assert saved["learning_rate"] == DDQN.load(run / "CartPole-v1.zip").lr_schedule(0.5) == 1e-4
 
 
+@pytest.mark.parametrize("algo", ["ddqn", "ppo"])
+def test_an_entry_of_ones_own(algo, tmp_path):
+    """Its ``env_kwargs`` hold for evaluations, too; and its steps may come from the command line."""
+    (tmp_path / "pack.yml").write_text("CartPole-v1: {policy: MlpPolicy, env_kwargs: {sutton_barto_reward: true}}")
+    run_python(f"-m rl_zoo3.train --algo {algo} --env CartPole-v1 -conf pack.yml -n 60 --eval-freq 50", cwd=tmp_path)
+    evaluations = np.load(tmp_path / f"logs/{algo}/CartPole-v1_1/evaluations.npz")
+    assert (evaluations["results"] == -1).all()  # of each game, whatever its length
+
+
 BAD_INPUT = [
     ("--env SpaceInvaderNoFrameskip-v4", "you maybe meant SpaceInvadersNoFrameskip-v4?"),
     ("--env Pendulum-v1", "ddqn needs a discrete action space, and Pendulum-v1 has Box"),

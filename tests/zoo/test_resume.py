@@ -106,7 +106,7 @@ def test_an_agent_that_is_no_number(tmp_path):
 def test_divergence_is_one_sentence(tmp_path):
     process = run_python(
         "-m rl_zoo3.train --algo ddqn --env CartPole-v1 -n 3000 --eval-freq -1 --seed 1 "
-        "-params checkpoint_freq:500 learning_rate:1e20",
+        "-params checkpoint_freq:500 learning_rate:1e20 normalize:True",
         cwd=tmp_path,
         check=False,
     )
@@ -119,10 +119,11 @@ def test_divergence_is_one_sentence(tmp_path):
     # And so it does
     process = run_python(
         f"-m rl_zoo3.train --algo ddqn --env CartPole-v1 -n 50 --eval-freq -1 -i {good}/model.zip "
-        "-params checkpoint_freq:500 learning_rate:1e-3",
+        "-params checkpoint_freq:500 learning_rate:1e-3 normalize:True",
         cwd=tmp_path,
     )
     assert "CartPole-v1_1 has not come to its end, but it is another run than this: learning_rate is " in process.stdout
+    assert "Loading saved VecNormalize stats" in process.stdout
     assert "Loading pretrained agent" in process.stdout
     assert "Loading replay buffer" in process.stdout
 

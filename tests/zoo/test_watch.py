@@ -10,7 +10,7 @@ import pytest
 import torch as th
 from huggingface_sb3 import EnvironmentName
 from PIL import Image
-from stable_baselines3.common.env_util import make_atari_env
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecFrameStack
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -148,3 +148,12 @@ def test_films_change_nothing(tmp_path):
     assert th.equal(*weights)
     events = EventAccumulator(str(tmp_path / "True"), size_guidance={"images": 0}).Reload()
     assert [film.step for film in events.Images("film/greedy")] == [30, 60, 90, 104]
+
+
+def test_an_environment_that_cannot_be_filmed(tmp_path, capsys):
+    """It is said once, and the run goes on."""
+    model = DDQN("MlpPolicy", "CartPole-v1", learning_starts=20, device="cpu")
+    model.set_logger(configure(str(tmp_path), ["tensorboard"]))
+    callback = TensorboardCallback(lambda: make_vec_env("CartPole-v1", env_kwargs={"films": True}), {}, film_freq=30)
+    model.learn(100, callback=callback)
+    assert capsys.readouterr().err.count("Warning: TensorBoard gets no films: ") == 1
