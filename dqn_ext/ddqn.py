@@ -93,8 +93,6 @@ class DDQN(DQN):
         super().__init__(policy, env, *args, **kwargs)
         self.double_q, self.reward_bound = double_q, reward_bound
         self.precision, self.overlap, self.compile = precision, overlap, compile
-        if isinstance(self.train_freq, list):
-            self.train_freq = tuple(self.train_freq)  # YAML knows no tuples
         self._num_timesteps_at_last_train = 0
         self._n_stack: int | None = None  # frames in an observation, if it is a stack; saved with the agent
         if _init_setup_model:
@@ -384,6 +382,11 @@ class DDQN(DQN):
     def replay_buffer(self, replay_buffer: ReplayBuffer | None) -> None:
         self._replay_buffer = replay_buffer
 
+    def _convert_train_freq(self) -> None:
+        if isinstance(self.train_freq, list):
+            self.train_freq = tuple(self.train_freq)  # YAML knows no tuples
+        super()._convert_train_freq()
+
     def _setup_model(self) -> None:
         # SB3 allocates the replay memory here, and writes its choice of class over the user's arguments. It leaves
         # both alone where a buffer stands already.
@@ -460,8 +463,6 @@ class DDQN(DQN):
         :raises InvalidInput: on a file that is not the model of a DQN, or a hyperparameter out of range
         """
         check_values(kwargs)
-        if isinstance(kwargs.get("train_freq"), list):
-            kwargs["train_freq"] = tuple(kwargs["train_freq"])
         is_sb3s = "double_q" not in check_model_file(path)
         model = super().load(path, *args, **kwargs)
         if is_sb3s and "replay_buffer_class" not in kwargs and model.replay_buffer_class in _SB3S_CHOICES:

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import ale_py
+import bench_learning
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+import trained_agent
+from bench_learning import of_learning
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecFrameStack
 
@@ -124,8 +127,6 @@ def test_only_complete_records_of_the_protocol_are_drawn(folder):
 
 def test_what_decides_the_course_of_learning():
     """Not where the replay memory lies, and how updates are executed."""
-    from bench_learning import of_learning
-
     settings = {"gamma": "0.9", "replay_buffer_kwargs": "{'priority_exponent': 0.5, 'store': 'compressed'}"}
     as_now = {**settings, "compile": "auto", "replay_buffer_kwargs": "{'store': 'auto', 'priority_exponent': 0.5}"}
     assert of_learning(settings) == of_learning(as_now)
@@ -176,8 +177,6 @@ def test_trained_agent(folder):
 
 
 def test_an_agent_with_images_is_small_enough(tmp_path):
-    import trained_agent
-
     env = VecFrameStack(make_atari_env("PongNoFrameskip-v4"), 4)
     agent = DDQN("CnnPolicy", env, buffer_size=100, learning_starts=50, device="cpu")
     agent.learn(60)
@@ -220,7 +219,6 @@ def test_no_run_and_no_record(folder):
 
 def test_interquartile_mean(capsys):
     """By hand: human-normalized scores 0.1, 0.2, 0.3, 0.4 of two games and two seeds; the middle half is 0.2, 0.3."""
-    import bench_learning
 
     def record(game, seed, normalized):
         random, human = bench_learning.RANDOM_AND_HUMAN[game]
@@ -243,8 +241,6 @@ def test_interquartile_mean(capsys):
 
 
 def test_hours_are_of_one_machine():
-    import bench_learning
-
     records = [
         {
             "label": label,

@@ -55,6 +55,15 @@ def set_q_values(q_net: nn.Module, q_values: list[float], slope: float = 0.0) ->
         linear.bias.copy_(th.tensor(q_values))
 
 
+class StopsAt(BaseCallback):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def _on_step(self) -> bool:
+        return self.num_timesteps < self.step
+
+
 def collect(model: DDQN, n_steps: int) -> None:
     model.learning_starts = 10**9
     model.learn(n_steps)
@@ -305,14 +314,10 @@ def test_what_sb3s_buffers_refuse_is_refused_at_once():
 def test_learning_goes_on_after_a_callback_has_stopped_it(n_envs, overlap):
     """Of stacked frames, whose stream the step that was not stored has broken."""
 
-    class Stops(BaseCallback):
-        def _on_step(self):
-            return self.num_timesteps < 30
-
     env = VecFrameStack(DummyVecEnv([lambda: FakeImageEnv(40, 40, n_channels=1, discrete=True)] * n_envs), 4)
     settings = {"buffer_size": 200, "learning_starts": 20, "train_freq": 1, "device": "cpu"}
     model = DDQN("CnnPolicy", env, overlap=overlap, **settings)
-    assert model.learn(100, Stops()).num_timesteps == 30
+    assert model.learn(100, StopsAt(30)).num_timesteps == 30
     assert model.learn(20, reset_num_timesteps=False).num_timesteps == 50
     # Somebody else has stepped the environments in between
     evaluate_policy(model, model.get_env(), 2, warn=False)
@@ -345,12 +350,8 @@ class Numbered(gym.Env):
 def test_returns_of_several_steps_end_where_games_start_anew(n_envs, reset_num_timesteps):
     """In SB3's buffer, at a second ``learn()`` after a callback's stop, or with a count that begins again."""
 
-    class Stops(BaseCallback):
-        def _on_step(self):
-            return self.num_timesteps < 20
-
     model = DDQN("MlpPolicy", DummyVecEnv([Numbered] * n_envs), n_steps=3, **SMALL)
-    model.learn(20, Stops() if not reset_num_timesteps else None)
+    model.learn(20, StopsAt(20) if not reset_num_timesteps else None)
     last = model.replay_buffer.pos - 1
     model.learn(20, reset_num_timesteps=reset_num_timesteps)
     samples = model.replay_buffer._get_samples(np.arange(last - 2, last + 3))

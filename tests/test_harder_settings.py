@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import harder_settings
 import pytest
 
 from dqn_ext import DDQN
@@ -14,8 +15,6 @@ ENV = "PongNoFrameskip-v4"
 
 
 def test_settings_of_a_game():
-    import harder_settings
-
     settings = harder_settings.other_settings(ENV)
     assert list(settings) == [
         "as trained",
