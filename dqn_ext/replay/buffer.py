@@ -93,7 +93,7 @@ class FrameReplayBuffer(ReplayBuffer):
         importance_exponent: float = 0.4,
     ) -> None:
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
-        self.buffer_size = buffer_size // n_envs
+        self.buffer_size = max(buffer_size // n_envs, 1)  # SB3's
         self.optimize_memory_usage = optimize_memory_usage
         self.handle_timeout_termination = handle_timeout_termination
         self.n_steps, self.gamma = n_steps, gamma
@@ -169,9 +169,8 @@ class FrameReplayBuffer(ReplayBuffer):
         self._is_empty = True
         self._layout: StackLayout | None = None  # known with the first observation
         self._loaded_next_frames: np.ndarray | None = None
-        # Kept as a bytearray for its ==, which is C's memcmp
-        self._last_next_bytes = bytearray(self.n_envs * self.n_stack * self._frame_size)
-        self._last_next_stacks = np.frombuffer(self._last_next_bytes, np.uint8).reshape(self.n_envs, -1)
+        # The last next observation as bytes, for bytearray's ==, which is C's memcmp, and as an array; and room for one
+        self._last_next, self._spare_next = self._stacks_memory(), self._stacks_memory()
         self._last_n_history = np.zeros(self.n_envs, np.int64)
         self._n_history_after = np.minimum(np.arange(1, self.n_stack + 1), self.n_stack - 1)
         self._last_dones, self._any_done = np.ones(self.n_envs, np.bool_), True
@@ -185,6 +184,10 @@ class FrameReplayBuffer(ReplayBuffer):
         self._window = self._frames.asarray(np.arange(1 - self.n_stack, 2))
         self._steps = self._frames.asarray(np.arange(self.n_steps))
         self._discounts = self._frames.asarray(self.gamma ** np.arange(self.n_steps + 1, dtype=np.float32))
+
+    def _stacks_memory(self) -> tuple[bytearray, np.ndarray]:
+        memory = bytearray(self.n_envs * self.n_stack * self._frame_size)
+        return memory, np.frombuffer(memory, np.uint8).reshape(self.n_envs, -1)
 
     def _make_store(self, n_frames: int) -> FrameStore:
         kwargs: dict[str, Any] = {}
@@ -228,14 +231,16 @@ class FrameReplayBuffer(ReplayBuffer):
                 np.asarray(obs).reshape(self.n_envs, *self.obs_shape), self._channels_first, self.n_stack
             )
             if self._loaded_next_frames is not None:
-                self._last_next_stacks[:] = self._layout.from_frames(self._loaded_next_frames)
-        layout, position = self._layout, self.pos
+                self._last_next[1][:] = self._layout.from_frames(self._loaded_next_frames)
+        # Nothing is the memory's before the end: an interrupt on the way costs the oldest transition at most
+        layout, position, time = self._layout, self.pos, self._time + 1
         action = action.reshape(self.n_envs, self.action_dim)
         stacks, next_stacks = layout.flat(obs), layout.flat(next_obs)
         if not layout.has_moved_on(stacks, next_stacks):
             raise InvalidInput(
                 "FrameReplayBuffer keeps stacks of frames, and in the next observation the frames of this one have "
-                "not moved on by one; use SB3's ReplayBuffer for such observations (replay_buffer_class)."
+                "not moved on by one; use SB3's ReplayBuffer for such observations (replay_buffer_class), or, where "
+                "somebody else has stepped the environments meanwhile, set the model's _last_obs to None."
             )
         starts, n_history = self._find_starts(stacks)
 
@@ -244,21 +249,20 @@ class FrameReplayBuffer(ReplayBuffer):
             # final one, too
             broken = starts & ~self._last_dones
             if broken.any():
-                self._keep_finals((position - 1) % self.buffer_size, broken, self._last_next_stacks)
+                self._keep_finals((position - 1) % self.buffer_size, broken, self._last_next[1])
         if position in self._cells_with_final:
-            for cell in self._cells_with_final.pop(position):
-                self._frames.drop_final(cell)
             self._frames.put(self._has_final, position, False)
+            for cell in self._cells_with_final[position]:
+                self._frames.drop_final(cell)
+            del self._cells_with_final[position]
 
-        self._time += 1
         if self._is_empty:
             frames = layout.frames(stacks)
             for age in reversed(range(self.n_stack)):
-                self._frames.write(self._time - age, frames[:, -1 - age])
-            self._is_empty = False
+                self._frames.write(time - age, frames[:, -1 - age])
         elif starts is not None:
-            self._frames.write(self._time, layout.newest(stacks)[starts], starts)
-        self._frames.write(self._time + 1, layout.newest(next_stacks))
+            self._frames.write(time, layout.newest(stacks)[starts], starts)
+        self._frames.write(time + 1, layout.newest(next_stacks))
 
         done = np.array(done, np.bool_)  # a copy: it is kept
         put = self._frames.put
@@ -275,13 +279,14 @@ class FrameReplayBuffer(ReplayBuffer):
             cells = np.arange(position * self.n_envs, (position + 1) * self.n_envs)
             self._priorities.set(cells, self._max_priority**self.priority_exponent)
 
-        np.copyto(self._last_next_stacks, next_stacks)
-        self._last_n_history = self._n_history_after[n_history]
-        self._last_dones, self._any_done = done, any_done
-        self.pos += 1
-        if self.pos == self.buffer_size:
-            self.full = True
-            self.pos = 0
+        np.copyto(self._spare_next[1], next_stacks)
+        last_n_history = self._n_history_after[n_history]
+        position += 1
+        # No call and no loop, where alone an interrupt comes
+        self._last_next, self._spare_next = self._spare_next, self._last_next
+        self._last_dones, self._any_done, self._last_n_history = done, any_done, last_n_history
+        self._time, self.pos, self.full = time, position % self.buffer_size, self.full or position == self.buffer_size
+        self._is_empty = False
 
     def _find_starts(self, stacks: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         """Which environments do not go on from their last observation, and how much history each stack has.
@@ -294,11 +299,11 @@ class FrameReplayBuffer(ReplayBuffer):
             # Stacks of any history may come first
             blank = np.logical_not(layout.frames(stacks)[:, :-1].any(axis=2))
             return None, self.n_stack - 1 - np.logical_and.accumulate(blank, axis=1).sum(axis=1)
-        if self._last_next_bytes == stacks.data and not self._any_done:
+        if self._last_next[0] == stacks.data and not self._any_done:
             return None, self._last_n_history
         starts = self._last_dones.copy()
         for env in np.flatnonzero(~starts):
-            starts[env] = not np.array_equal(stacks[env], self._last_next_stacks[env])
+            starts[env] = not np.array_equal(stacks[env], self._last_next[1][env])
         if layout.frames(stacks)[starts, :-1].any():
             raise InvalidInput(
                 "FrameReplayBuffer keeps stacks that begin black after a reset, as VecFrameStack pads them, and an "

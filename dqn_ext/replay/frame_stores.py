@@ -62,8 +62,8 @@ class FrameStore:
         return table[rows]
 
     def write(self, time: int, frames: np.ndarray, envs: Any = slice(None)) -> None:
-        """Keep the ``frames``, (n_envs, frame_size), of some environments at ``time``, which may be written again
-        until the next time is.
+        """Keep the ``frames``, (n_envs, frame_size), of some environments at ``time``: the next time, or one that is
+        written again, and those after it with it.
         """
         raise NotImplementedError
 
@@ -162,14 +162,22 @@ class CompressedStore(FrameStore):
 
     def write(self, time: int, frames: np.ndarray, envs: Any = slice(None)) -> None:
         number, index = divmod(time, self.BLOCK)
-        assert number - self._newest_number in (0, 1)
-        if number != self._newest_number:
+        assert number <= self._newest_number + 1
+        if number > self._newest_number:
             for env, block in enumerate(self._newest):
-                place = env * self._n_blocks + self._newest_number % self._n_blocks
                 # A copy: what the compressor returns was allocated for the worst case, and leaves a hole of that size
-                self._blocks[place] = bytes(memoryview(self._compress_block(block.data)))
+                self._blocks[self._place(env, self._newest_number)] = bytes(
+                    memoryview(self._compress_block(block.data))
+                )
+            self._newest_number = number
+        elif number < self._newest_number:  # what came later is written again
+            for env, block in enumerate(self._newest):
+                self._decompressor.stream_reader(self._blocks[self._place(env, number)]).readinto(block)
             self._newest_number = number
         self._newest[envs, index] = frames
+
+    def _place(self, env: int, number: int) -> int:
+        return env * self._n_blocks + number % self._n_blocks
 
     def read(self, times: np.ndarray, is_black: np.ndarray, envs: np.ndarray, out: np.ndarray) -> None:
         envs = envs.reshape(-1).repeat(times.shape[1])
