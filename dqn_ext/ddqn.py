@@ -15,7 +15,7 @@ from stable_baselines3 import DQN, HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
 from stable_baselines3.common.type_aliases import (
     GymEnv,
@@ -99,6 +99,8 @@ class DDQN(DQN):
             check_values({**vars(self), "stats_window_size": self._stats_window_size})
             owner = policy if isinstance(policy, str) else policy.__name__
             check_names(self.policy_kwargs, argument_names(self.policy_class), owner)
+            if (first := getattr(self.action_space, "start", 0)) != 0:
+                raise InvalidInput(f"the actions of {self.action_space} must begin with 0, not with {first}.")
             # To complain now rather than when learning starts
             self._choose_replay_buffer()
             choose_dtype(precision, self.device)
@@ -324,7 +326,9 @@ class DDQN(DQN):
         last: Any = self._last_obs if self._vec_normalize_env is None else self._last_original_obs
         if last is None or not isinstance(stack, VecFrameStack):
             return True
-        now: Any = stack.stacked_obs.stacked_obs
+        now: Any = getattr(stack.stacked_obs, "stacked_obs", None)
+        if now is None:  # one of several parts of the environments' observations
+            return False
         return np.array_equal(last, now if now.shape == last.shape else VecTransposeImage.transpose_image(now))
 
     def _updates_per_transition(self) -> float | None:
@@ -401,8 +405,13 @@ class DDQN(DQN):
     def _choose_replay_buffer(self) -> tuple[type[ReplayBuffer], dict[str, Any]]:
         """The class of the replay memory and its own arguments."""
         if self.env is not None:
-            stack = unwrap_vec_wrapper(self.env, VecFrameStack)
-            self._n_stack = stack.stacked_obs.n_stack if isinstance(stack, VecFrameStack) else None
+            self._n_stack = self._count_frames(self.env)
+        normalizer = self._vec_normalize_env
+        if normalizer is not None and normalizer.observation_space.shape != self.observation_space.shape:
+            raise InvalidInput(
+                "VecNormalize must be around VecFrameStack and VecTransposeImage, not within; "
+                "the Zoo's normalize and frame_stack do not go together."
+            )
         buffer_class, buffer_kwargs = self.replay_buffer_class, dict(self.replay_buffer_kwargs)
         if buffer_class is None:
             if isinstance(self.observation_space, spaces.Dict):
@@ -433,6 +442,22 @@ class DDQN(DQN):
                 f"n_steps must be 1 with {buffer_class.__name__}, which knows single steps only, not {self.n_steps}."
             )
         return buffer_class, buffer_kwargs
+
+    def _count_frames(self, env: VecEnv) -> int | None:
+        """Frames in an observation; ``None`` if it is no stack, or not along the axis that SB3 takes for the channels'.
+
+        Of images with less rows than the stack has channels these are two.
+        """
+        stack = unwrap_vec_wrapper(env, VecFrameStack)
+        if not isinstance(stack, VecFrameStack):
+            return None
+        stacks_first = getattr(stack.stacked_obs, "channels_first", None)  # observations of several parts have none
+        space = self.observation_space
+        if stacks_first is not None and isinstance(space, spaces.Box) and is_image_space(space):
+            stacks_first = stacks_first or unwrap_vec_wrapper(env, VecTransposeImage) is not None
+            if stacks_first != is_image_space_channels_first(space):
+                return None
+        return stack.stacked_obs.n_stack
 
     def _create_replay_buffer(self) -> ReplayBuffer:
         buffer_class, buffer_kwargs = self._choose_replay_buffer()
@@ -465,11 +490,18 @@ class DDQN(DQN):
         check_values(kwargs)
         is_sb3s = "double_q" not in check_model_file(path)
         model = super().load(path, *args, **kwargs)
+        # To complain now; what an agent was saved with, another machine may lack, and need not learn with
+        if "precision" in kwargs:
+            choose_dtype(model.precision, model.device)
+        if "compile" in kwargs:
+            choose_compilation(model.compile, model.device)
         if is_sb3s and "replay_buffer_class" not in kwargs and model.replay_buffer_class in _SB3S_CHOICES:
             # Nobody's wish: SB3 saves the class that it has chosen itself, and the arguments that it gave it
             model.replay_buffer_class = None
             for name in () if "replay_buffer_kwargs" in kwargs else ("n_steps", "gamma"):
                 model.replay_buffer_kwargs.pop(name, None)
+        if "replay_buffer_kwargs" in kwargs:
+            model._choose_replay_buffer()
         return model
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import DQN, PPO, HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
-from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
+from stable_baselines3.common.vec_env import DummyVecEnv, VecExtractDictObs, VecFrameStack, VecNormalize
 from torch import nn
 
 from dqn_ext import DDQN, FrameReplayBuffer
@@ -305,6 +305,11 @@ def test_what_sb3s_buffers_refuse_is_refused_at_once():
         build(n_steps=3, optimize_memory_usage=True)
     with pytest.raises(InvalidInput, match="train_freq must be in steps with several environments"):
         build(env=make_vec_env("CartPole-v1", 2), train_freq=(1, "episode"))
+    with pytest.raises(InvalidInput, match="must begin with 0, not with 2"):
+        build(env=IdentityEnv(space=spaces.Discrete(4, start=2)))
+    stacked = VecFrameStack(VecNormalize(make_vec_env("CartPole-v1"), norm_obs=False), 4)
+    with pytest.raises(InvalidInput, match="VecNormalize must be around VecFrameStack"):
+        build(env=stacked)
     with pytest.raises(InvalidInput, match="'duelling' is not a hyperparameter of MlpPolicy; did you mean 'dueling'"):
         build(policy_kwargs={"duelling": True})
 
@@ -360,6 +365,107 @@ def test_returns_of_several_steps_end_where_games_start_anew(n_envs, reset_num_t
     assert samples.rewards.flatten().tolist() == pytest.approx([2.9701, 1.99, 1, 2.9701, 2.9701])
     assert samples.discounts.flatten().tolist() == pytest.approx([0.99**3, 0.99**2, 0.99, 0.99**3, 0.99**3])
     assert not samples.dones.any()  # they bootstrap
+
+
+class Episodes(gym.Env):
+    """Its state: the number of the episode, and of the step in it. As a goal's environment, if asked."""
+
+    action_space = spaces.Discrete(2)
+    episode = 0
+
+    def __init__(self, has_goals: bool) -> None:
+        self.has_goals, space = has_goals, spaces.Box(-1e6, 1e6, (2,), np.float32)
+        names = ("observation", "achieved_goal", "desired_goal")
+        self.observation_space = spaces.Dict(dict.fromkeys(names, space)) if has_goals else space
+
+    def observation(self):
+        state = np.array([self.episode, self.t], np.float32)
+        if not self.has_goals:
+            return state
+        return {"observation": state, "achieved_goal": state, "desired_goal": 0 * state}
+
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return np.zeros(len(achieved_goal))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.episode = 0, self.episode + 1
+        return self.observation(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.observation(), 0.0, self.t == 20, False, {}
+
+
+@pytest.mark.parametrize("reset_num_timesteps", [False, True])
+def test_goals_are_of_ones_own_episode_where_games_start_anew(reset_num_timesteps):
+    settings = {"buffer_size": 400, "learning_starts": 1000, "device": "cpu"}
+    model = DDQN("MultiInputPolicy", Episodes(has_goals=True), replay_buffer_class=HerReplayBuffer, **settings)
+    model.learn(100, StopsAt(50))
+    model.learn(60, reset_num_timesteps=reset_num_timesteps)
+    observations = model.replay_buffer.sample(2000).observations
+    relabelled = observations["desired_goal"].any(dim=1)
+    episodes, goals = observations["observation"][relabelled, 0], observations["desired_goal"][relabelled, 0]
+    assert len(goals) > 1000
+    assert episodes.equal(goals)
+
+
+@pytest.mark.filterwarnings("ignore:The last trajectory")
+@pytest.mark.parametrize("reset_num_timesteps", [False, True])
+def test_transitions_end_where_games_start_anew(reset_num_timesteps):
+    """With SB3's optimize_memory_usage the next observation is the next transition's."""
+    settings = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+    model = DDQN("MlpPolicy", Episodes(has_goals=False), buffer_size=200, device="cpu", **settings)
+    model.learn(100, StopsAt(30))
+    model.learn(30, reset_num_timesteps=reset_num_timesteps)
+    samples = model.replay_buffer._get_samples(np.arange(model.replay_buffer.size() - 1))
+    moves = samples.next_observations - samples.observations
+    goes_on = samples.dones[:, 0] == 0
+    assert (moves[goes_on] == th.tensor([0, 1])).all()
+    assert goes_on.tolist().count(False) == 3  # 20 steps, 10 that broke off, and 20 again
+
+
+@pytest.mark.parametrize("shape", [(10, 10, 4), (12, 12, 4)])
+def test_stacks_of_small_images_are_kept_by_sb3s_memory(shape):
+    """As MinAtar's: of 10 rows and 16 channels SB3 takes the rows for channels."""
+    env = VecFrameStack(DummyVecEnv([lambda: FakeImageEnv(2, *shape, discrete=True, channel_first=False)]), 4)
+    assert env.observation_space.shape == (*shape[:2], 16)
+    model = DDQN("MlpPolicy", env, **SMALL).learn(100)
+    assert type(model.replay_buffer) is ReplayBuffer
+
+
+class InParts(gym.ObservationWrapper):
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.observation_space = spaces.Dict({"image": env.observation_space, "other": spaces.Box(0, 1, (2,))})
+
+    def observation(self, observation):
+        return {"image": observation, "other": np.zeros(2, np.float32)}
+
+
+def test_a_stack_within_observations_of_several_parts():
+    images = DummyVecEnv([lambda: InParts(FakeImageEnv(40, 40, n_channels=1, discrete=True, channel_first=False))])
+    env = VecExtractDictObs(VecFrameStack(images, 4), "image")
+    model = DDQN("CnnPolicy", env, buffer_size=200, learning_starts=20, device="cpu").learn(50)
+    assert model.learn(50, reset_num_timesteps=False).num_timesteps >= 100
+    assert type(model.replay_buffer) is FrameReplayBuffer
+
+
+def test_memories_smaller_than_one_transition_of_each_environment():
+    env = VecFrameStack(DummyVecEnv([lambda: FakeImageEnv(40, 40, n_channels=1, discrete=True)] * 8), 4)
+    model = DDQN("CnnPolicy", env, buffer_size=4, batch_size=4, learning_starts=8, train_freq=1, device="cpu").learn(32)
+    assert model.replay_buffer.buffer_size == 1  # as SB3's
+
+
+def test_what_load_is_given_is_checked_at_once(tmp_path):
+    DDQN("MlpPolicy", "CartPole-v1", **SMALL).save(tmp_path / "agent")
+    for settings, sentence in (
+        ({"precision": "float16"}, "precision must be one of"),
+        ({"compile": "yes"}, "compile must be"),
+        ({"replay_buffer_kwargs": {"stor": 1}}, "'stor' is not a hyperparameter of the replay memory"),
+    ):
+        with pytest.raises(InvalidInput, match=sentence):
+            DDQN.load(tmp_path / "agent", env=gym.make("CartPole-v1"), **settings)
 
 
 def test_train_freq_as_yaml_has_it(tmp_path):
