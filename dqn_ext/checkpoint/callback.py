@@ -17,11 +17,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from dqn_ext.checkpoint import state
 from dqn_ext.checkpoint.folder import Checkpoint, CheckpointFolder, Unusable, sync
+from dqn_ext.checkpoint.processes import EXIT_CODES
 from dqn_ext.errors import Diverged, InvalidInput
-
-# By convention 128 and the signal's number; of SIGUSR1, by which Slurm and others announce that time is up, and whose
-# number differs between systems, EX_TEMPFAIL of sysexits.h: run the same command again
-EXIT_CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}
 
 
 class ResumeCallback(BaseCallback):

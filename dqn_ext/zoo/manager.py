@@ -19,10 +19,11 @@ from optuna.trial import TrialState
 from rl_zoo3 import exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
 
 from dqn_ext import atari
 from dqn_ext.checkpoint import CheckpointFolder, InUse, ResumeCallback, Unusable, differences
+from dqn_ext.checkpoint.processes import UnsignalledSubprocVecEnv
 from dqn_ext.ddqn import DDQN, check_model_file
 from dqn_ext.errors import Diverged, InvalidInput
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
@@ -69,6 +70,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
     seed: int
     save_path: str
     monitor_kwargs: dict[str, Any]
+    vec_env_class: type[VecEnv]
     eval_env_kwargs: dict[str, Any] | None
     _saved_hyperparams: dict[str, Any]
     _resume: ResumeCallback | None = None
@@ -319,8 +321,14 @@ class ExperimentManager(exp_manager.ExperimentManager):
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """Cf. the Zoo's. Says which environments are for training (:func:`dqn_ext.atari.native_when_training`)."""
-        with nullcontext() if eval_env else atari.training():
-            return super().create_envs(n_envs, eval_env, no_log)
+        vec_env_class = self.vec_env_class
+        if vec_env_class is SubprocVecEnv:
+            self.vec_env_class = UnsignalledSubprocVecEnv
+        try:
+            with nullcontext() if eval_env else atari.training():
+                return super().create_envs(n_envs, eval_env, no_log)
+        finally:
+            self.vec_env_class = vec_env_class  # a run goes by its name
 
     def hyperparameters_optimization(self) -> None:
         """Cf. the Zoo's. In a study that is stored, and so may be shared, a killed worker's trial is run again."""

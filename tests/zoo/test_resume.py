@@ -16,7 +16,9 @@ from huggingface_sb3 import EnvironmentName
 
 from dqn_ext import DDQN
 from dqn_ext.checkpoint import CheckpointFolder
+from dqn_ext.checkpoint.processes import EXIT_CODES
 from dqn_ext.zoo.manager import ExperimentManager
+from tests.waiting import wait_until
 from tests.zoo.conftest import run_python
 
 GAME = "BreakoutNoFrameskip-v4"
@@ -71,6 +73,30 @@ def test_ended_by_a_signal_and_run_again(tmp_path):
         # Whole games of at most 200 frames: they add up to this environment's 480, and those before a game begins
         assert 400 <= rows[:, 1].sum() <= 480 + 50 * len(rows)
         assert (np.diff(rows[:, 2]) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1"])
+def test_signals_that_all_processes_of_a_run_get(tmp_path, name):
+    """As by Ctrl-C, or by Slurm to what srun started: also those of the environments."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "rl_zoo3.train", "--algo", "ddqn", "--env", "CartPole-v1", "--vec-env", "subproc"),
+            *("-n", "1000000", "--eval-freq", "-1", "-params", "n_envs:2", "learning_starts:1000000"),
+            "checkpoint_freq:1000",
+        ],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    folder = CheckpointFolder(tmp_path / "logs/ddqn/CartPole-v1_1/checkpoint")
+    wait_until(lambda: max(folder.steps(), default=0) > 0, process)
+    os.killpg(process.pid, getattr(signal, name))
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == EXIT_CODES[name], said
+    assert f"{name}: step {folder.steps()[0]} is kept in" in said
+    assert "Traceback" not in said
 
 
 def test_two_runs_that_choose_one_folder(tmp_path):

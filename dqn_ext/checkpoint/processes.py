@@ -1,0 +1,30 @@
+"""The signals that a run answers by a checkpoint, and environments in processes, which leave them to it."""
+
+import signal
+from collections.abc import Callable
+from functools import partial
+
+import gymnasium as gym
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+# By convention 128 and the signal's number; of SIGUSR1, by which Slurm and others announce that time is up, and whose
+# number differs between systems, EX_TEMPFAIL of sysexits.h: run the same command again
+EXIT_CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}
+
+
+class UnsignalledSubprocVecEnv(SubprocVecEnv):
+    """SB3's, whose processes leave signals to the one that learns.
+
+    Ctrl-C, and Slurm's warning to what ``srun`` started, come to all processes of a run. SB3's environments would end
+    by them, and leave the learner without the answer to its step, before it could write a checkpoint.
+    """
+
+    def __init__(self, env_fns: list[Callable[[], gym.Env]], start_method: str | None = None) -> None:
+        super().__init__([partial(_make_unsignalled, env_fn) for env_fn in env_fns], start_method)
+
+
+def _make_unsignalled(env_fn: Callable[[], gym.Env]) -> gym.Env:
+    for name in EXIT_CODES:
+        if number := getattr(signal, name, None):  # Windows has not all
+            signal.signal(number, signal.SIG_IGN)
+    return env_fn()
