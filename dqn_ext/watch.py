@@ -198,7 +198,7 @@ def main() -> None:
         raise InvalidInput(
             f"{run} holds no agent yet; train with --save-freq 10000, say, to get one every 10000 steps."
         )
-    chosen, total = choose(checkpoints), max(checkpoints)
+    chosen, total = choose(checkpoints), max(*checkpoints, 1)
     print(f"{len(checkpoints)} agents in {run}, trained for {', '.join(map(str, checkpoints))} steps")
     for steps in chosen:
         print(f"Showing {checkpoints[steps].name} ({steps} steps, {steps / total:.0%})")

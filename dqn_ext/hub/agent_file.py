@@ -48,6 +48,7 @@ from dqn_ext.hyperparameters import argument_names, check_values
 DESCRIPTION, WEIGHTS = "agent.json", "agent.safetensors"
 CHECKSUMS = "sha256"  # in the description, of both files
 MAX_DESCRIPTION, MAX_WEIGHTS = 2**20, 2**29  # bytes
+MAX_OBSERVATION = 2**22  # numbers
 
 ALGORITHMS: dict[str, type[DQN]] = {"dqn": DQN, "ddqn": DDQN}
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -216,8 +217,8 @@ def check_description(value: Any, name: str = DESCRIPTION) -> dict[str, Any]:
     """:raises InvalidInput: unless each field is known and has a value of its type and range"""
     description = _description(value, name)
     hyperparameters, space = description["hyperparameters"], description["observation_space"]
-    if space["type"] == "box" and prod(space["shape"]) > 2**22:
-        raise InvalidInput(f"{name}.observation_space.shape must hold at most {2**22} numbers.")
+    if space["type"] == "box" and prod(space["shape"]) > MAX_OBSERVATION:
+        raise InvalidInput(f"{name}.observation_space.shape must hold at most {MAX_OBSERVATION} numbers.")
     policy_kwargs = hyperparameters.get("policy_kwargs", {})
     if description["algorithm"] == "dqn":
         for setting in ("double_q", "reward_bound", "precision", "overlap"):
@@ -457,6 +458,8 @@ def describe_space(space: spaces.Space) -> dict[str, Any]:
         raise InvalidInput(f"A space of the type {type(space).__name__} cannot be described.")
 
     def bounds(values: np.ndarray) -> Any:
+        if (values == values.flat[0]).all():
+            values = values.reshape(-1)[:1]  # a list of a large image's would take minutes
         flat = [value if np.isfinite(value) else None for value in values.reshape(-1).tolist()]
         return flat[0] if len(set(flat)) == 1 else flat
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dqn_ext.errors import InvalidInput
-from dqn_ext.hub.zoo_file import read_member
+from dqn_ext.hub.zoo_file import open_zip, read_member
 
 MAX_METRICS, MAX_MONITORS = 2**26, 256  # bytes of all episodes, or of the evaluations; number of files of episodes
 EVALUATIONS = ("timesteps", "results", "ep_lengths", "successes")
@@ -32,7 +32,10 @@ def rewrite(downloaded: Path, archive: Path) -> None:
     :raises InvalidInput: on a file that is not what its name says
     """
     try:
-        with zipfile.ZipFile(downloaded) as source, zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
+        with (
+            open_zip(downloaded, "train_eval_metrics.zip") as source,
+            zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target,
+        ):
             names = [name for name in source.namelist() if re.fullmatch(r"(\d{1,4}\.)?monitor\.csv", name, re.ASCII)]
             room = MAX_METRICS
             for name in list(dict.fromkeys(names))[:MAX_MONITORS]:  # a name may be there more than once
@@ -58,7 +61,8 @@ def _rewritten_monitor(content: bytes) -> str:
 
 
 def _rewritten_evaluations(source: zipfile.ZipFile) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(read_member(source, "evaluations.npz", MAX_METRICS))) as members:
+    content = io.BytesIO(read_member(source, "evaluations.npz", MAX_METRICS))
+    with open_zip(content, "evaluations.npz") as members:
         arrays = {}
         for name in EVALUATIONS:
             if f"{name}.npy" in members.namelist():

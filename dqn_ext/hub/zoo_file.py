@@ -8,6 +8,8 @@ import io
 import pickletools
 import re
 import zipfile
+from contextlib import nullcontext
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from stable_baselines3.common.vec_env import VecFrameStack
 
 from dqn_ext.errors import InvalidInput
 from dqn_ext.hub.agent_file import (
+    MAX_OBSERVATION,
     MAX_WEIGHTS,
     Agent,
     check_description,
@@ -29,6 +32,9 @@ from dqn_ext.hub.agent_file import (
 from dqn_ext.hub.plain import number, read_json, read_yaml, whole
 
 MAX_CONFIG, MAX_DATA = 2**18, 2**23  # bytes of YAML, and of the zip's JSON
+MAX_DIRECTORY = (
+    2**20
+)  # bytes of a zip's list of members: Python reads it as a whole, and makes eight times as much of it
 
 
 def read(model: Path, config: Path, args: Path, algo: str, env_name: str) -> Agent:
@@ -53,7 +59,7 @@ def read(model: Path, config: Path, args: Path, algo: str, env_name: str) -> Age
     if hyperparameters.get("normalize"):
         raise InvalidInput("The running averages of its observations are pickled.")
 
-    with _open_zip(model, "the model") as archive:
+    with open_zip(model, "the model") as archive:
         _check_stored(archive, "the model")
         data = read_json(read_member(archive, "data", MAX_DATA), "the model's data")
         weights = _read_weights(read_member(archive, "policy.pth", 2 * MAX_WEIGHTS))
@@ -97,8 +103,12 @@ def _spaces_of_environment(description: dict[str, Any]) -> tuple[Any, Any]:
         settings["wrapper_kwargs"] = next(iter(wrapper.values())) if isinstance(wrapper, dict) else {}
     try:
         env = make_vec_env(env_id, **settings)
+        n_stack = hyperparameters.get("frame_stack", 1)
+        if prod(env.observation_space.shape or ()) * n_stack > MAX_OBSERVATION:
+            env.close()
+            raise ValueError(f"its observations hold more than {MAX_OBSERVATION} numbers")
         if "frame_stack" in hyperparameters:
-            env = VecFrameStack(env, hyperparameters["frame_stack"])
+            env = VecFrameStack(env, n_stack)
         env = DQN._wrap_env(env, verbose=0)
     except Exception as error:  # gymnasium's, of a version that is gone, and each environment's own
         raise InvalidInput(f"Its environment {env_id} cannot be made here ({error}).") from error
@@ -108,7 +118,7 @@ def _spaces_of_environment(description: dict[str, Any]) -> tuple[Any, Any]:
 
 def _read_weights(content: bytes) -> dict[str, th.Tensor]:
     rewritten = io.BytesIO()
-    with _open_zip(io.BytesIO(content), "policy.pth") as archive, zipfile.ZipFile(rewritten, "w") as plain:
+    with open_zip(io.BytesIO(content), "policy.pth") as archive, zipfile.ZipFile(rewritten, "w") as plain:
         _check_stored(archive, "policy.pth")
         # Written anew, since PyTorch may find other members in a zip than Python does
         room = len(content)
@@ -150,8 +160,13 @@ def _check_pickle(content: bytes) -> None:
             raise InvalidInput(f"policy.pth holds more than weights: {name[:80]!r}.")
 
 
-def _open_zip(file: Path | io.BytesIO, name: str) -> zipfile.ZipFile:
+def open_zip(file: Path | io.BytesIO, name: str) -> zipfile.ZipFile:
+    """:raises InvalidInput: on what is no zip, or has too many members"""
     try:
+        with file.open("rb") if isinstance(file, Path) else nullcontext(file) as opened:
+            end: Any = zipfile._EndRecData(opened)  # type: ignore[attr-defined]  # as ZipFile does, which then reads
+        if end is not None and end[5] > MAX_DIRECTORY:
+            raise ValueError("it has too many members")
         return zipfile.ZipFile(file)
     except Exception as error:  # BadZipFile, ValueError, NotImplementedError, ...
         raise InvalidInput(f"{name} is not a zip file ({error}).") from error

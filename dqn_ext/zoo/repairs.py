@@ -140,7 +140,7 @@ def provide_ffmpeg() -> None:
         link.symlink_to(binary)
     except OSError:  # Windows asks for a privilege
         shutil.copy(binary, link)
-    os.environ["PATH"] += os.pathsep + folder
+    os.environ["PATH"] = os.environ.get("PATH", os.defpath) + os.pathsep + folder
 
 
 # The Zoo's own, which name the game, the agent or the folder, and one of Optuna's

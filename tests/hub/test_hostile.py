@@ -25,7 +25,8 @@ from stable_baselines3 import DQN
 from dqn_ext import DDQN
 from dqn_ext.errors import InvalidInput
 from dqn_ext.hub import load as hub_load
-from dqn_ext.hub.agent_file import CHECKSUMS, DESCRIPTION, Agent
+from dqn_ext.hub.agent_file import CHECKSUMS, DESCRIPTION, Agent, describe_space
+from dqn_ext.hub.zoo_file import _spaces_of_environment
 from tests.hub.hub_server import HubServer
 
 Files = dict[str, bytes]
@@ -368,6 +369,19 @@ def weights_in_a_pickle_that_is_cut_off(files):
     edit_model(policy__pth=zipped(members))(files)
 
 
+@plain("policy.pth holds more than weights, or is damaged")
+def weights_that_claim_to_be_larger_than_they_are(files):
+    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members["archive/data/0"] = members["archive/data/0"][:4]
+    edit_model(policy__pth=zipped(members))(files)
+
+
+@plain("policy.pth is not a zip file (it has too many members)")
+def weights_in_a_zip_of_many_members(files):
+    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    edit_model(policy__pth=zipped({**members, **{f"archive/{i}": b"" for i in range(20_000)}}))(files)
+
+
 @plain("the model must not be compressed")
 def model_as_a_bomb(files):
     members = unzipped(files[f"ddqn-{ENV}.zip"])
@@ -666,6 +680,18 @@ def check(hub: HubServer, files: Files, tmp_path: Path, case: Case, says: str) -
         play(folder)
     assert not MARKER.exists()
     assert {path.name for path in tmp_path.iterdir()} <= {"folder", "cache"}
+
+
+def test_stacks_that_would_fill_the_memory():
+    """Of a few bytes of config.yml; refused before they are made."""
+    wrapper = {"stable_baselines3.common.atari_wrappers.AtariWrapper": {"screen_size": 1024}}
+    hyperparameters = {"policy": "CnnPolicy", "frame_stack": 1024, "env_wrapper": [wrapper]}
+    description = {"env_id": "PongNoFrameskip-v4", "env_kwargs": {}, "hyperparameters": hyperparameters}
+    with pytest.raises(InvalidInput, match="its observations hold more than 4194304 numbers"):
+        _spaces_of_environment(description)
+    hyperparameters["frame_stack"] = 4
+    observation_space, _ = _spaces_of_environment(description)
+    assert describe_space(observation_space)["shape"] == [4, 1024, 1024]
 
 
 def test_the_corpus_is_large():

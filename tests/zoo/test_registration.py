@@ -31,6 +31,13 @@ def test_any_module_can_be_imported_first(module):
     assert (process.returncode, process.stderr) == (0, "")
 
 
+def test_an_environment_without_variables():
+    """Not even a PATH, to which a folder with ffmpeg is added."""
+    code = "import rl_zoo3; print('ddqn' in rl_zoo3.ALGOS)"
+    process = subprocess.run([sys.executable, "-c", code], env={}, text=True, capture_output=True)
+    assert (process.stdout, process.stderr) == ("True\n", "")
+
+
 def test_registering_again_changes_nothing():
     before = list(sys.meta_path), sys.excepthook, dict(rl_zoo3.ALGOS), rl_zoo3.utils.HfApi
     register()
