@@ -278,7 +278,7 @@ class AtariVecEnv(VecEnv):
         starting: dict[int, Generator[None, None, FirstFrame]] = {}
         for i, game in enumerate(self.games):
             frame, reward, terminated, truncated, info = game.receive()
-            rewards[i] = np.sign(reward) if self.settings.clip_reward else reward
+            rewards[i] = reward
             dones[i] = terminated or truncated
             info["TimeLimit.truncated"] = truncated and not terminated
             frames.append(frame)
@@ -290,7 +290,7 @@ class AtariVecEnv(VecEnv):
         while starting:  # part by part, so that they start at the same time
             for i in list(starting):
                 self._go_on(starting, i, frames)
-        return np.stack(frames), rewards, dones, infos
+        return np.stack(frames), np.sign(rewards) if self.settings.clip_reward else rewards, dones, infos
 
     def _go_on(self, starting: dict[int, Generator[None, None, FirstFrame]], i: int, frames: list[np.ndarray]) -> None:
         try:

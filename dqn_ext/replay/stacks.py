@@ -28,18 +28,19 @@ class StackLayout:
         n_bytes = obs[0].size
         self.frame_size = n_bytes // n_stack
         self._innermost = innermost
-        # A stack that moves on by one frame moves by so many bytes ...
-        self._shift = self.n_channels if innermost else self.frame_size
-        # ... but for its newest frame, at whose bytes anything may stand
-        position = np.arange(n_bytes) % (n_stack * self.n_channels if innermost else n_bytes)
-        self._is_newest = np.tile(position >= (n_stack - 1) * self._shift, self.n_envs)
-        # Eight bytes at once, where they divide into such words
-        self._word = np.uint64 if n_bytes % 8 == 0 else np.uint8
-        # Fresh arrays would cost more, in page faults, than to fill them
-        self._is_same = np.ones_like(self._is_newest)
-        # Where a word holds whole stacks, the bytes of older frames are the same in all words
-        words = np.logical_not(self._is_newest).view(self._word)
-        self._older_bytes = int(words[0]) if (words == words[0]).all() else None
+        # Eight bytes are compared at once, where they divide into such words
+        self._word = np.uint64 if self.frame_size % 8 == 0 else np.uint8
+        if innermost:
+            # A stack that moves on by one frame moves by so many bytes ...
+            self._shift = self.n_channels
+            # ... but for its newest frame, at whose bytes anything may stand
+            position = np.arange(n_bytes) % (n_stack * self._shift)
+            self._is_newest = np.tile(position >= (n_stack - 1) * self._shift, self.n_envs)
+            # Fresh arrays would cost more, in page faults, than to fill them
+            self._is_same = np.ones_like(self._is_newest)
+            # Where a word holds whole stacks, the bytes of older frames are the same in all words
+            words = np.logical_not(self._is_newest).view(self._word)
+            self._older_bytes = int(words[0]) if (words == words[0]).all() else None
         # A pixel's stack as one number, whose highest byte is the newest frame's
         self._pixel: Any = None
         if innermost and self.n_channels == 1 and n_stack in (2, 4, 8) and sys.byteorder == "little":
@@ -52,6 +53,9 @@ class StackLayout:
 
     def has_moved_on(self, flat: np.ndarray, next_flat: np.ndarray) -> bool:
         """Whether the next stacks' frames, but for the newest, are those of these stacks."""
+        if not self._innermost:
+            now, later = (array.view(self._word).reshape(self.n_envs, self.n_stack, -1) for array in (flat, next_flat))
+            return bool((now[:, 1:] == later[:, :-1]).all())
         same = self._is_same
         np.equal(flat.reshape(-1)[self._shift :], next_flat.reshape(-1)[: -self._shift], out=same[: -self._shift])
         if self._older_bytes is not None:
