@@ -100,7 +100,7 @@ class DDQN(DQN):
             owner = policy if isinstance(policy, str) else policy.__name__
             check_names(self.policy_kwargs, argument_names(self.policy_class), owner)
             if (first := getattr(self.action_space, "start", 0)) != 0:
-                raise InvalidInput(f"the actions of {self.action_space} must begin with 0, not with {first}.")
+                raise InvalidInput(f"The actions of {self.action_space} must begin with 0, not with {first}.")
             # To complain now rather than when learning starts
             self._choose_replay_buffer()
             choose_dtype(precision, self.device)

@@ -32,9 +32,8 @@ from dqn_ext.hub.agent_file import (
 from dqn_ext.hub.plain import number, read_json, read_yaml, whole
 
 MAX_CONFIG, MAX_DATA = 2**18, 2**23  # bytes of YAML, and of the zip's JSON
-MAX_DIRECTORY = (
-    2**20
-)  # bytes of a zip's list of members: Python reads it as a whole, and makes eight times as much of it
+# Bytes of a zip's list of members: Python reads all of it, and makes eight times as much of it
+MAX_DIRECTORY = 2**20
 
 
 def read(model: Path, config: Path, args: Path, algo: str, env_name: str) -> Agent:
