@@ -317,8 +317,8 @@ class FrameReplayBuffer(ReplayBuffer):
         frames = self._layout.frames(next_stacks)
         for env in np.flatnonzero(envs).tolist():
             cell = position * self.n_envs + env
+            self._cells_with_final.setdefault(position, set()).add(cell)  # first: what is written is dropped by it
             self._frames.write_final(cell, frames[env, -1])
-            self._cells_with_final.setdefault(position, set()).add(cell)
             self._has_final[position, env] = True
 
     # ------------------------------------------------------------------ sampling
