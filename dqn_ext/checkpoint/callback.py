@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from dqn_ext.checkpoint import state
 from dqn_ext.checkpoint.folder import Checkpoint, CheckpointFolder, Unusable, sync
-from dqn_ext.checkpoint.processes import EXIT_CODES
+from dqn_ext.checkpoint.processes import EXIT_CODES, SIGNALS
 from dqn_ext.errors import Diverged, InvalidInput
 
 
@@ -196,9 +196,8 @@ class ResumeCallback(BaseCallback):
         """From now on a signal is answered by a checkpoint. Only the main thread can ask for it."""
         if self._handlers or threading.current_thread() is not threading.main_thread():
             return
-        for name in EXIT_CODES:
-            if number := getattr(signal, name, None):  # Windows has not all
-                self._handlers[number] = signal.signal(number, self._handle)
+        for number in SIGNALS:
+            self._handlers[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:

@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 # By convention 128 and the signal's number; of SIGUSR1, by which Slurm and others announce that time is up, and whose
 # number differs between systems, EX_TEMPFAIL of sysexits.h: run the same command again
 EXIT_CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}
+SIGNALS = [signal.Signals[name] for name in EXIT_CODES if hasattr(signal, name)]  # Windows has not all
 
 
 class UnsignalledSubprocVecEnv(SubprocVecEnv):
@@ -24,7 +25,6 @@ class UnsignalledSubprocVecEnv(SubprocVecEnv):
 
 
 def _make_unsignalled(env_fn: Callable[[], gym.Env]) -> gym.Env:
-    for name in EXIT_CODES:
-        if number := getattr(signal, name, None):  # Windows has not all
-            signal.signal(number, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     return env_fn()

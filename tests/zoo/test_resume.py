@@ -29,16 +29,22 @@ TRAIN = (
 )
 
 
-def test_ended_by_a_signal_and_run_again(tmp_path):
-    """The same run folder, the same seed, one line; no gap and no doubled row; and the end removes the checkpoints."""
-    process = subprocess.Popen(
-        [sys.executable, *shlex.split(TRAIN)],
-        cwd=tmp_path,
+def start(arguments: str, cwd: Path) -> "subprocess.Popen[str]":
+    """``python ARGUMENTS``, whose process and its children are a group."""
+    return subprocess.Popen(
+        [sys.executable, *shlex.split(arguments)],
+        cwd=cwd,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
+
+
+def test_ended_by_a_signal_and_run_again(tmp_path):
+    """The same run folder, the same seed, one line; no gap and no doubled row; and the end removes the checkpoints."""
+    process = start(TRAIN, tmp_path)
     run = tmp_path / "logs/ddqn" / f"{GAME}_1"
     folder = CheckpointFolder(run / "checkpoint")
     while process.poll() is None and max(folder.steps(), default=0) < 120:
@@ -78,17 +84,10 @@ def test_ended_by_a_signal_and_run_again(tmp_path):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1"])
 def test_signals_that_all_processes_of_a_run_get(tmp_path, name):
     """As by Ctrl-C, or by Slurm to what srun started: also those of the environments."""
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "rl_zoo3.train", "--algo", "ddqn", "--env", "CartPole-v1", "--vec-env", "subproc"),
-            *("-n", "1000000", "--eval-freq", "-1", "-params", "n_envs:2", "learning_starts:1000000"),
-            "checkpoint_freq:1000",
-        ],
-        cwd=tmp_path,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
+    process = start(
+        "-m rl_zoo3.train --algo ddqn --env CartPole-v1 --vec-env subproc -n 1000000 --eval-freq -1 "
+        "-params n_envs:2 learning_starts:1000000 checkpoint_freq:1000",
+        tmp_path,
     )
     folder = CheckpointFolder(tmp_path / "logs/ddqn/CartPole-v1_1/checkpoint")
     wait_until(lambda: max(folder.steps(), default=0) > 0, process)
