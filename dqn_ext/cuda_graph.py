@@ -80,9 +80,11 @@ class CudaGraph:
 
     def __init__(self, function: Callable[[th.Tensor], None], inputs: th.Tensor) -> None:
         self._graph = th.cuda.CUDAGraph()
-        # The outer one comes back to the stream of before also where recording fails
         stream = _stream(inputs.device)
-        with th.cuda.device(inputs.device), th.cuda.stream(stream), th.cuda.graph(self._graph, stream=stream):
+        # Other threads, of a search with several jobs, may allocate meanwhile
+        recording = th.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local")
+        # The outer one comes back to the stream of before also where recording fails
+        with th.cuda.device(inputs.device), th.cuda.stream(stream), recording:
             function(inputs)
 
     def replay(self) -> None:
