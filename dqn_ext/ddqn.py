@@ -148,8 +148,7 @@ class DDQN(DQN):
         self._update_learning_rate(self.policy.optimizer)
 
         if isinstance(self.replay_buffer, FrameReplayBuffer):
-            # Progress passes 1 where training stops a little late
-            self.replay_buffer.anneal(min(1 - self._current_progress_remaining, 1.0))
+            self.replay_buffer.anneal(1 - self._current_progress_remaining)
         learner, memory = self.prepare_learning(), cast(Any, self.replay_buffer)
         losses: Losses = self._losses_of_sample
         inputs: list[tuple] = [(batch_size,)] * gradient_steps
@@ -167,6 +166,10 @@ class DDQN(DQN):
         self._unreported = copy, self.num_timesteps, self._n_updates, gradient_steps, n_transitions
         if not self._learns_meanwhile or copy.is_there():
             self._report()
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # Training may stop a little late, or an episode: a rate that decays to 0 must not pass it
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def _settings_on_device(self) -> tuple[Any, ...] | None:
         """What an update depends on beside the device's memory; ``None`` where it also needs the host's."""
@@ -296,12 +299,13 @@ class DDQN(DQN):
             if not self._goes_on_where_it_was():
                 self._last_obs = None
         self._stack_planes()
-        last_obs = self._last_obs
+        starts = self._last_episode_starts
         try:
             total_timesteps, callback = super()._setup_learn(*args, **kwargs)
         finally:
             self.optimize_memory_usage = optimize_memory_usage
-        if self._last_obs is not last_obs:
+        # Only a reset makes it anew; of observations some environments have a single array
+        if self._last_episode_starts is not starts:
             break_off(self.replay_buffer)
         # 0 where the count of timesteps starts again
         self._num_timesteps_at_last_train = min(self._num_timesteps_at_last_train, self.num_timesteps)
@@ -538,6 +542,8 @@ class DDQN(DQN):
                 )
             if isinstance(loaded, NStepReplayBuffer):
                 loaded.n_steps, loaded.gamma = buffer_kwargs["n_steps"], buffer_kwargs["gamma"]
+            if truncate_last_traj:
+                break_off(loaded)
             return
         replay_buffer = self._create_replay_buffer()
         if not isinstance(replay_buffer, FrameReplayBuffer):

@@ -14,21 +14,23 @@ import time
 from pathlib import Path
 
 import numpy as np
-from stable_baselines3.common.env_util import make_vec_env
+from huggingface_sb3 import EnvironmentName
 from stable_baselines3.common.evaluation import evaluate_policy
+from suite import replace
 
 import dqn_ext
-from dqn_ext import DDQN
+from dqn_ext.watch import load, make_env
+from dqn_ext.zoo import register
 
 
 def train(algo: str, env_id: str, seed: int, folder: str, zoo_args: list[str]) -> Path:
-    """:return: the final agent"""
+    """:return: the run's folder"""
     command = [sys.executable, "-m", "dqn_ext.zoo", "train", "--algo", algo, "--env", env_id, "--seed", str(seed)]
     command += ["-f", folder, "--eval-freq", "-1", "--num-threads", "1", "--verbose", "0", *zoo_args]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0:
         sys.exit(1)  # it has said why
     runs = Path(folder, algo).glob(f"{env_id}_*")
-    return max(runs, key=lambda run: int(run.name.rsplit("_", 1)[1])) / f"{env_id}.zip"
+    return max(runs, key=lambda run: int(run.name.rsplit("_", 1)[1]))
 
 
 def main() -> None:
@@ -40,15 +42,19 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=475.0, help="mean return that counts as solved")
     parser.add_argument("--output", type=Path, help="a json file for the record")
     args, zoo_args = parser.parse_known_args()
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+    register()
 
     runs = []
     print(f"{'seed':>6} {'mean':>8} {'std':>8} {'training s':>11}")
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            agent = DDQN.load(train("ddqn", args.env, seed, folder, zoo_args), device="cpu")
+            run = train("ddqn", args.env, seed, folder, zoo_args)
             seconds = time.perf_counter() - start
-        env = make_vec_env(args.env, n_envs=1, seed=10_000 + seed)
+            agent = load(run / f"{args.env}.zip", "ddqn", seed)
+            env = make_env(run, EnvironmentName(args.env), seed=10_000 + seed)
         mean, std = evaluate_policy(agent, env, n_eval_episodes=args.episodes, deterministic=True)
         runs.append({"seed": seed, "mean": float(np.mean(mean)), "std": float(np.mean(std)), "seconds": round(seconds)})
         print(f"{seed:>6} {mean:>8.1f} {std:>8.1f} {seconds:>11.1f}", flush=True)
@@ -66,7 +72,7 @@ def main() -> None:
             "date": time.strftime("%Y-%m-%d"),
             "runs": runs,
         }
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
+        replace(args.output, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,10 @@ def importances(study: optuna.Study, complete: list[FrozenTrial]) -> dict[str, f
         for name in complete[0].params
         if len({trial.params.get(name) for trial in complete}) > 1 and all(name in trial.params for trial in complete)
     ]
-    return optuna.importance.get_param_importances(study, params=searched) if searched else {}
+    if not searched or len({trial.value for trial in complete}) == 1:
+        return {}
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()  # the default of Optuna 5; that of 4 needs scikit-learn
+    return optuna.importance.get_param_importances(study, evaluator=evaluator, params=searched)
 
 
 def draw(name: str, complete: list[FrozenTrial], weights: dict[str, float], picture: Path) -> None:
@@ -82,7 +85,7 @@ def main() -> None:
         {"setting": name, "value": _short(study.best_params[name]), "importance": f"{weight:.2f}"}
         for name, weight in weights.items()
     ]
-    print(table(rows) if rows else "All trials had the same settings.")
+    print(table(rows) if rows else "All trials had the same settings, or the same value.")
     draw(args.study_name, complete, weights, args.picture or Path(args.storage).with_suffix(".png"))
 
 

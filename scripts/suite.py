@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,7 +175,7 @@ def steps_of(run: Run) -> int | None:
 def row(run: Run) -> dict[str, Any]:
     """What the suite's table says of a run. Scores are means over an evaluation's games."""
     result: dict[str, Any] = {"game": run.env, "algo": run.algo, "seed": run.seed, "last": None, "best": None}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, EOFError, ValueError, zipfile.BadZipFile):  # as a kill may have left it
         means = np.load(run.zoo_folder / "evaluations.npz")["results"].mean(axis=1)
         result |= {"last": float(means[-1]), "best": float(means.max())}
     result |= {"steps": steps_of(run), "hours": None}

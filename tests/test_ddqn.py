@@ -1,12 +1,14 @@
 """DDQN: its update against arithmetic, and SB3's DQN as the oracle for all that should be equal."""
 
 import io
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import DQN, PPO, HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -350,21 +352,59 @@ class Numbered(gym.Env):
         return np.full(1, self.state, np.float32), 1.0, False, False, {}
 
 
-@pytest.mark.parametrize("n_envs", [1, 2])
-@pytest.mark.parametrize("reset_num_timesteps", [False, True])
-def test_returns_of_several_steps_end_where_games_start_anew(n_envs, reset_num_timesteps):
-    """In SB3's buffer, at a second ``learn()`` after a callback's stop, or with a count that begins again."""
-
-    model = DDQN("MlpPolicy", DummyVecEnv([Numbered] * n_envs), n_steps=3, **SMALL)
-    model.learn(20, StopsAt(20) if not reset_num_timesteps else None)
-    last = model.replay_buffer.pos - 1
-    model.learn(20, reset_num_timesteps=reset_num_timesteps)
+def assert_returns_break_off_after(model: DDQN, last: int) -> None:
+    """Returns of three steps, of states that are numbered, around the place where others begin."""
     samples = model.replay_buffer._get_samples(np.arange(last - 2, last + 3))
-    steps = samples.next_observations - samples.observations
+    steps = (samples.next_observations - samples.observations)[:, -1]
     assert steps.flatten().tolist() == [3, 2, 1, 3, 3]
     assert samples.rewards.flatten().tolist() == pytest.approx([2.9701, 1.99, 1, 2.9701, 2.9701])
     assert samples.discounts.flatten().tolist() == pytest.approx([0.99**3, 0.99**2, 0.99, 0.99**3, 0.99**3])
     assert not samples.dones.any()  # they bootstrap
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("has_one_array", [False, True])
+@pytest.mark.parametrize("reset_num_timesteps", [False, True])
+def test_returns_of_several_steps_end_where_games_start_anew(n_envs, has_one_array, reset_num_timesteps):
+    """In SB3's buffer, at a second ``learn()`` after a callback's stop, or with a count that begins again; also of
+    environments whose observations stand in one and the same array.
+    """
+    env: Any = DummyVecEnv([Numbered] * n_envs)
+    if has_one_array:
+        env = VecFrameStack(env, 2, channels_order="first")
+    model = DDQN("MlpPolicy", env, n_steps=3, **SMALL)
+    model.learn(20, StopsAt(20) if not reset_num_timesteps else None)
+    last = model.replay_buffer.pos - 1
+    model.learn(20, reset_num_timesteps=reset_num_timesteps)
+    assert_returns_break_off_after(model, last)
+
+
+def test_returns_of_several_steps_end_where_a_loaded_memory_ends(tmp_path):
+    model = DDQN("MlpPolicy", Numbered(), n_steps=3, **SMALL).learn(20)
+    model.save_replay_buffer(tmp_path / "memory")
+    model.learn(7)
+    model.load_replay_buffer(tmp_path / "memory")
+    model.learn(20, reset_num_timesteps=False)
+    assert_returns_break_off_after(model, 19)
+
+
+def test_a_rate_that_decays_does_not_pass_0():
+    """Where the last episode ends after the last step."""
+    model = DDQN(
+        "MlpPolicy",
+        TimeLimit(Numbered(), 40),
+        learning_rate=lambda progress: 0.01 * progress,
+        train_freq=(1, "episode"),
+        **{**SMALL, "learning_starts": 0},
+    )
+    rates = []
+    update_learning_rate = model._update_learning_rate
+    model._update_learning_rate = lambda optimizer: (
+        update_learning_rate(optimizer),
+        rates.append(optimizer.param_groups[0]["lr"]),
+    )
+    assert model.learn(100).num_timesteps == 120
+    assert rates == pytest.approx([0.006, 0.002, 0])
 
 
 class Episodes(gym.Env):

@@ -1,8 +1,10 @@
 """The signals that a run answers by a checkpoint, and environments in processes, which leave them to it."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 
 import gymnasium as gym
 from stable_baselines3.common.vec_env import SubprocVecEnv
@@ -22,6 +24,14 @@ class UnsignalledSubprocVecEnv(SubprocVecEnv):
 
     def __init__(self, env_fns: list[Callable[[], gym.Env]], start_method: str | None = None) -> None:
         super().__init__([partial(_make_unsignalled, env_fn) for env_fn in env_fns], start_method)
+        # The Zoo closes no environment for evaluations. At its end Python would send SIGTERM to those processes and
+        # wait for them: a priority of 0 comes before that
+        Finalize(self, _kill, args=(self.processes,), exitpriority=0)
+
+
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
 
 
 def _make_unsignalled(env_fn: Callable[[], gym.Env]) -> gym.Env:

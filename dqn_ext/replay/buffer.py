@@ -301,9 +301,7 @@ class FrameReplayBuffer(ReplayBuffer):
             return None, self.n_stack - 1 - np.logical_and.accumulate(blank, axis=1).sum(axis=1)
         if self._last_next[0] == stacks.data and not self._any_done:
             return None, self._last_n_history
-        starts = self._last_dones.copy()
-        for env in np.flatnonzero(~starts):
-            starts[env] = not np.array_equal(stacks[env], self._last_next[1][env])
+        starts = self._last_dones | layout.differ(stacks, self._last_next[1])
         if layout.frames(stacks)[starts, :-1].any():
             raise InvalidInput(
                 "FrameReplayBuffer keeps stacks that begin black after a reset, as VecFrameStack pads them, and an "
@@ -329,7 +327,7 @@ class FrameReplayBuffer(ReplayBuffer):
         The batch stands in memory that is used again once nobody holds the batch any more.
 
         :param batch_size: how many
-        :param env: normalizes rewards, and observations if it does so
+        :param env: normalizes rewards
         :return: ``ReplayBufferSamples``, or :class:`PrioritizedReplayBufferSamples` if ``priority_exponent`` is above 0
         """
         return self.look_up(self.draw(batch_size), env)
@@ -402,7 +400,7 @@ class FrameReplayBuffer(ReplayBuffer):
         batch = self._batch_memory(len(cells), frame_times.shape[1])
         self._frames.read(frame_times, is_black, envs[:, None], batch.reshape(-1, self._frame_size))
         self._frames.read_finals(last_cells, last["has_final"], batch[:, -1])
-        observations, next_observations = self._observations(batch, env)
+        observations, next_observations = self._observations(batch)
         terminals = (last["dones"] > last["timeouts"]) * np.float32(1)  # done, and no timeout
         return ReplayBufferSamples(
             observations,
@@ -430,7 +428,7 @@ class FrameReplayBuffer(ReplayBuffer):
         self._batches = [*self._batches[-3:], np.empty(shape, np.uint8)]
         return self._batches[-1]
 
-    def _observations(self, batch: Any, env: VecNormalize | None) -> tuple[th.Tensor, th.Tensor]:
+    def _observations(self, batch: Any) -> tuple[th.Tensor, th.Tensor]:
         channels, *image_size = self._frame_shape
         images = batch.reshape(len(batch), -1, *image_size)  # (B, frames of both stacks * channels, H, W)
         if not self._on_host:
@@ -439,8 +437,6 @@ class FrameReplayBuffer(ReplayBuffer):
         both = images[:, :n_channels], images[:, -n_channels:]
         if not self._channels_first:
             both = both[0].swapaxes(1, 2).swapaxes(2, 3), both[1].swapaxes(1, 2).swapaxes(2, 3)
-        if env is not None and env.norm_obs:
-            both = env.normalize_obs(self._host(both[0])), env.normalize_obs(self._host(both[1]))
         return self._to_device(both[0]), self._to_device(both[1])
 
     def _normalized(self, rewards: Any, env: VecNormalize | None) -> Any:

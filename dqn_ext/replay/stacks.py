@@ -62,6 +62,10 @@ class StackLayout:
             return int(np.bitwise_and.reduce(same.view(self._word))) & self._older_bytes == self._older_bytes
         return bool(np.logical_or(same, self._is_newest).all())
 
+    def differ(self, flat: np.ndarray, other_flat: np.ndarray) -> np.ndarray:
+        """Which environments' stacks are not the same, (n_envs,)."""
+        return (flat.view(self._word) != other_flat.view(self._word)).any(axis=1)
+
     def frames(self, flat: np.ndarray) -> np.ndarray:
         """The stacks' frames, oldest first, (n_envs, n_stack, frame_size)."""
         if self._innermost:

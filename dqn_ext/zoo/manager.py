@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 import optuna
 import torch as th
+import yaml
 from gymnasium import spaces
 from optuna.trial import TrialState
 from rl_zoo3 import exp_manager
@@ -88,7 +89,17 @@ class ExperimentManager(exp_manager.ExperimentManager):
         The Zoo loses trial 0 to a truth test, and all ``policy_kwargs`` of the entry to the trial's.
         """
         trial_id, self.trial_id = self.trial_id, None
-        hyperparams, saved_hyperparams = super().read_hyperparameters()
+        try:
+            hyperparams, saved_hyperparams = super().read_hyperparameters()
+        except (FileNotFoundError, ModuleNotFoundError) as error:
+            raise InvalidInput(f"-conf {self.config} is neither a file nor a module: {error}") from error
+        except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            why = "nor one called atari" if error.args == ("atari",) else f"that can be read: {error!r}"
+            raise InvalidInput(f"{self.config} has no entry for {self.env_name.gym_id}, {why}.") from error
+        for kept in (hyperparams, saved_hyperparams):
+            # The Zoo's other commands take it for a setting
+            for name in [name for name, value in kept.items() if value is None and name in {"policy", *ZOO_KEYS}]:
+                del kept[name]
         if self.algo == "ddqn" and isinstance(rate := hyperparams.get("learning_rate"), str):
             hyperparams["learning_rate"] = saved_hyperparams["learning_rate"] = read_rate(rate)
         if trial_id is not None:
@@ -143,6 +154,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
             needed = {"policy"} if self.n_timesteps > 0 else {"policy", "n_timesteps"}
             if missing := needed - hyperparams.keys():
                 raise InvalidInput(f"The entry of {self.env_name.gym_id} must have {' and '.join(sorted(missing))}.")
+            if not isinstance(rate := hyperparams.get("learning_rate", 1), str):  # the Zoo makes a schedule of it
+                check_values({"learning_rate": rate})
         checkpoint_freq = hyperparams.pop("checkpoint_freq", 0)
         settings = {name: _in_words(value) for name, value in hyperparams.items()}
         processed = self._as_the_zoo(hyperparams)
@@ -152,6 +165,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
             check_values({**hyperparams, "n_envs": self.n_envs})
             if self.frame_stack is not None:
                 check_values({"frame_stack": self.frame_stack})
+                if self.normalize:
+                    raise InvalidInput("normalize and frame_stack do not go together: the Zoo normalizes frames first.")
             if isinstance(policy := hyperparams["policy"], str) and policy not in DDQN.policy_aliases:
                 raise InvalidInput(f"policy must be one of {', '.join(DDQN.policy_aliases)}, not {policy!r}.")
             self._try_out(hyperparams, env_wrapper, vec_env_wrapper)
@@ -306,7 +321,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 env = vec_env_wrapper(env)
             if self.frame_stack is not None:
                 env = VecFrameStack(env, self.frame_stack)
-            with th.random.fork_rng():
+            with th.random.fork_rng(devices=[]):  # SB3 makes networks on the CPU
                 DDQN(env=env, device=self.device, **hyperparams)
         finally:
             env.close()
@@ -332,23 +347,26 @@ class ExperimentManager(exp_manager.ExperimentManager):
 
     def hyperparameters_optimization(self) -> None:
         """Cf. the Zoo's. In a study that is stored, and so may be shared, a killed worker's trial is run again."""
+        if self.n_evaluations < 1:
+            raise InvalidInput(f"--n-evaluations must be at least 1, not {self.n_evaluations}.")
         if self.storage is not None:
             if self.storage.endswith(".log"):
                 self.storage = str(Path(self.storage).absolute())  # the Zoo's lock is a link to it
-            study = optuna.create_study(
-                sampler=self._create_sampler(self.sampler),
-                pruner=self._create_pruner(self.pruner),
-                storage=open_storage(self.storage),
-                study_name=self.study_name,
-                load_if_exists=True,
-                direction="maximize",
-            )
+            how: dict[str, Any] = {
+                "sampler": self._create_sampler(self.sampler),
+                "pruner": self._create_pruner(self.pruner),
+                "storage": open_storage(self.storage),
+                "study_name": self.study_name,
+            }
+            try:
+                study = optuna.create_study(direction="maximize", **how)
+            except optuna.exceptions.DuplicatedStudyError:
+                study = optuna.load_study(**how)
+                study.sampler.reseed_rng()  # with one seed, each worker's first trials would be the same
             if self.study_name is None:
                 print(f"--study-name {study.study_name} goes on with this study.")
             self.study_name = study.study_name
             self._describe(study)
-            if study.get_trials(deepcopy=False):
-                study.sampler.reseed_rng()  # with one seed, each worker's first trials would be the same
             with suppress(KeyboardInterrupt):
                 run_trials(study, self.objective, self.n_trials, self.max_total_trials, self.n_jobs)
             if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):

@@ -143,7 +143,7 @@ def provide_ffmpeg() -> None:
     os.environ["PATH"] = os.environ.get("PATH", os.defpath) + os.pathsep + folder
 
 
-# The Zoo's own, which name the game, the agent or the folder, and one of Optuna's
+# The Zoo's own, which name the game, the agent or the folder, one of Optuna's and one of SB3's
 SENTENCES = (
     "not found in gym registry",
     "No model found for",
@@ -153,6 +153,7 @@ SENTENCES = (
     "The trained_agent must be a valid path",
     "Hyperparameters not found for",
     "No trials are completed yet",
+    "spaces do not match",
 )
 
 

@@ -56,9 +56,10 @@ def sample_ddqn_params(
     # one the same train_freq and gradient_steps would be another ratio of updates to transitions.
     trial.suggest_int("n_envs", n_envs, n_envs)
     if fixed.isdisjoint({"train_freq", "gradient_steps"}):
-        trial.suggest_int("train_freq_pow", 0, 4 if has_images else 8)
-        # An update per transition would take hours a trial, of images
-        trial.suggest_int("transitions_per_update_pow", 1 if has_images else 0, 3)
+        least = 1 if has_images else 0  # an update per transition would take hours a trial
+        train_freq_pow = trial.suggest_int("train_freq_pow", least if n_envs == 1 else 0, 4 if has_images else 8)
+        n_transitions = n_envs * 2**train_freq_pow  # between two calls of train, each of an update at least
+        trial.suggest_int("transitions_per_update_pow", least, min(3, n_transitions.bit_length() - 1))
     if "policy_kwargs" not in fixed:
         if has_images:
             trial.suggest_categorical("net_arch", ["linear", "tiny"])

@@ -179,14 +179,18 @@ def test_the_zoos_own_algorithms_still_work(tmp_path):
     assert "Saving to logs/ppo" in process.stdout
 
 
-def test_a_rate_that_yaml_takes_for_a_word_is_kept_as_a_number(tmp_path):
+def test_what_stands_in_the_folder_for_other_commands(tmp_path):
+    """A rate that YAML takes for a word as a number, and nothing of what is None."""
     (tmp_path / "pack.yml").write_text(
         "CartPole-v1: {policy: MlpPolicy, n_timesteps: 100, learning_rate: 1e-4, learning_starts: 50, batch_size: 8}"
     )
-    run_python("-m rl_zoo3.train --algo ddqn --env CartPole-v1 -conf pack.yml --eval-freq -1", cwd=tmp_path)
+    none = "-params vec_env_wrapper:None frame_stack:None env_kwargs:None normalize:None"
+    run_python(f"-m rl_zoo3.train --algo ddqn --env CartPole-v1 -conf pack.yml --eval-freq -1 {none}", cwd=tmp_path)
     run = tmp_path / "logs/ddqn/CartPole-v1_1"
     saved = dict(yaml.load((run / "CartPole-v1/config.yml").read_text(), Loader=yaml.UnsafeLoader))
     assert saved["learning_rate"] == DDQN.load(run / "CartPole-v1.zip").lr_schedule(0.5) == 1e-4
+    assert None not in saved.values()
+    run_python("-m rl_zoo3.enjoy --algo ddqn --env CartPole-v1 -f logs --no-render -n 20", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("algo", ["ddqn", "ppo"])
@@ -238,6 +242,15 @@ BAD_INPUT = [
         "width must make 32, 64, 64 channels whole numbers, not be 0.3.",
     ),
     ("-params frame_stack:0", "frame_stack must be a whole number of at least 1, not 0."),
+    ("-params learning_rate:0", "learning_rate must be a plain number above 0, or a schedule, not 0."),
+    ("-params learning_rate:None", "learning_rate must be a plain number above 0, or a schedule, not None."),
+    ("-params normalize:True", "normalize and frame_stack do not go together"),
+    ("--env CartPole-v1 -params policy:None", "The entry of CartPole-v1 must have policy."),
+    ("--env CartPole-v1 -optimize --n-evaluations 0", "--n-evaluations must be at least 1, not 0."),
+    ("--env MountainCar-v0 -conf pack.yml", "pack.yml has no entry for MountainCar-v0, that can be read: TypeError("),
+    ("--env PongNoFrameskip-v4 -conf pack.yml", "pack.yml has no entry for PongNoFrameskip-v4, nor one called atari."),
+    ("-conf missing.py", "-conf missing.py is neither a file nor a module"),
+    ("-conf missing", "-conf missing is neither a file nor a module"),
 ]
 
 
@@ -260,7 +273,7 @@ def test_bad_input_gets_one_sentence(tmp_path):
     """One sentence, an exit code that is not 0, and no half-written folder."""
     (tmp_path / "empty.zip").touch()
     PPO("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "ppo.zip")
-    (tmp_path / "pack.yml").write_text("CartPole-v1: {policy: MlpPolicy}")
+    (tmp_path / "pack.yml").write_text("CartPole-v1: {policy: MlpPolicy}\nMountainCar-v0:")
     first = run_python(f"-m rl_zoo3.train --algo ddqn {BAD_INPUT[0][0]}", cwd=tmp_path, check=False)
     assert first.returncode == 1
     # The others share one process and its imports; an exception that nobody catches ends it with 1

@@ -81,11 +81,13 @@ def test_ended_by_a_signal_and_run_again(tmp_path):
         assert (np.diff(rows[:, 2]) > 0).all()
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_signals_that_all_processes_of_a_run_get(tmp_path, name):
-    """As by Ctrl-C, or by Slurm to what srun started: also those of the environments."""
+    """As by Ctrl-C, or by Slurm to what srun started: also those of the environments, for evaluations, too, which
+    nobody closes.
+    """
     process = start(
-        "-m rl_zoo3.train --algo ddqn --env CartPole-v1 --vec-env subproc -n 1000000 --eval-freq -1 "
+        "-m rl_zoo3.train --algo ddqn --env CartPole-v1 --vec-env subproc -n 1000000 --eval-freq 500 "
         "-params n_envs:2 learning_starts:1000000 checkpoint_freq:1000",
         tmp_path,
     )

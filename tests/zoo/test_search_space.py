@@ -39,11 +39,14 @@ def test_all_samples_are_valid_and_come_back(entry, n_envs):
         assert refine(entry, again) == sampled
 
 
-def test_gradient_steps_match_the_train_frequency():
-    for trial, sampled in sample(VECTOR, n_envs=4):
-        ratio = sampled["gradient_steps"] / (sampled["train_freq"] * 4)
-        # at least one update a call
-        assert ratio == max(2.0 ** -trial.params["transitions_per_update_pow"], 1 / (sampled["train_freq"] * 4))
+@pytest.mark.parametrize("entry", [VECTOR, IMAGES])
+@pytest.mark.parametrize("n_envs", [1, 4, 6])
+def test_gradient_steps_match_the_train_frequency(entry, n_envs):
+    for trial, sampled in sample(entry, n_envs):
+        transitions_per_update = 2 ** trial.params["transitions_per_update_pow"]
+        assert transitions_per_update <= sampled["train_freq"] * n_envs
+        assert sampled["gradient_steps"] == sampled["train_freq"] * n_envs // transitions_per_update
+        assert transitions_per_update >= (2 if entry is IMAGES else 1)
 
 
 def test_what_is_searched():
