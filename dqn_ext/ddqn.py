@@ -54,6 +54,7 @@ class DDQN(DQN):
       may give;
     - the log, which adds ``train/q_value_mean`` (of the actions taken), ``train/td_error`` (mean absolute),
       ``train/grad_norm`` (before clipping) and ``train/updates_per_transition``;
+    - a learning rate that decays to 0, which stays there where training stops a little late;
     - its policies, which take ``dueling``, and its ``CnnPolicy``, whose features extractor may be given by name.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class
