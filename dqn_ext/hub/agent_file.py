@@ -209,7 +209,7 @@ _description = record(
         "seed": either(one_of(None), whole(0, _MANY)),
         "versions": record({}, {"dqn-ext": _version, "stable-baselines3": _version, "rl-zoo3": _version}),
     },
-    {"normalization": record({"obs": _statistics, "ret": _statistics})},
+    {"normalization": record({"ret": _statistics}, {"obs": _statistics})},
 )
 
 
@@ -267,10 +267,9 @@ class Agent:
         }
         normalize: Any = unwrap_vec_normalize(model.env) if model.env is not None else None
         if normalize is not None:
-            description["normalization"] = {
-                "obs": _plain_statistics(normalize.obs_rms),
-                "ret": _plain_statistics(normalize.ret_rms),
-            }
+            description["normalization"] = {"ret": _plain_statistics(normalize.ret_rms)}
+            if normalize.norm_obs:
+                description["normalization"]["obs"] = _plain_statistics(normalize.obs_rms)
         weights = {name: weight.cpu().contiguous() for name, weight in model.q_net.state_dict().items()}
         agent = cls(check_description(description), weights)
         if "normalization" in description and "frame_stack" in agent.description["hyperparameters"]:
@@ -416,7 +415,10 @@ class Agent:
             raise InvalidInput("normalization must be of a box of observations.")
         env = DummyVecEnv([lambda: _Spaces(observation_space, action_space)])
         normalize: Any = VecNormalize(env, training=False, **(settings if isinstance(settings, dict) else {}))
-        for moments, plain in ((normalize.obs_rms, statistics["obs"]), (normalize.ret_rms, statistics["ret"])):
+        if normalize.norm_obs != ("obs" in statistics):
+            raise InvalidInput("normalization must have obs where observations are normalized, and only there.")
+        for of, plain in statistics.items():
+            moments: Any = getattr(normalize, f"{of}_rms")
             for name in ("mean", "var"):
                 values, old = np.array(plain[name], dtype=np.float64), getattr(moments, name)
                 if values.size != old.size:
@@ -445,6 +447,11 @@ def plain_hyperparameters(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("policy_kwargs", "normalize"):
         if isinstance(plain.get(name), str):
             plain[name] = read_expression(plain[name], name)
+    if isinstance(policy_kwargs := plain.get("policy_kwargs"), Mapping):
+        # The command line's are classes already
+        names = {cls: name for name, cls in (ACTIVATIONS | OPTIMIZERS).items()}
+        classes = {key: value for key, value in policy_kwargs.items() if isinstance(value, type)}
+        plain["policy_kwargs"] = {**policy_kwargs, **{key: names.get(cls, cls) for key, cls in classes.items()}}
     if isinstance(plain.get("train_freq"), tuple):
         plain["train_freq"] = list(plain["train_freq"])
     return record({"policy": HYPERPARAMETERS["policy"]}, HYPERPARAMETERS)(plain, "config.yml")

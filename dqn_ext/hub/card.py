@@ -91,7 +91,7 @@ pip install dqn-ext
 python -m rl_zoo3.enjoy {agent} -f logs/
 ```
 
-{_SAFE if described else _UNSAFE}
+{_SAFE.format(whom=_WHOM[algo]) if described else _UNSAFE}
 
 ## Go on training it
 
@@ -114,8 +114,12 @@ This continues the Q-network. The optimizer, the target network and the replay m
 
 _SAFE = (
     "dqn-ext reads the weights (`agent.safetensors`) and the description (`agent.json`) and nothing that could run "
-    "code.\nThe zip is for those who load agents with Stable-Baselines3 alone, which unpickles parts of it."
+    "code.\nThe zip is for {whom}, which unpickles parts of it."
 )
+_WHOM = {
+    "dqn": "those who load agents with Stable-Baselines3 alone",
+    "ddqn": "those who load agents with `dqn_ext.DDQN.load`",
+}
 _UNSAFE = "This agent has parts that only code describes: loading it runs code from this repository."
 
 

@@ -60,4 +60,5 @@ def _reason(error: BaseException) -> str | None:
     is_of_http = type(error).__module__.startswith(("http", "h11", "anyio", "requests", "urllib3"))
     if is_of_http or isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)):
         return f"there is no connection to the Hub ({line})"
-    return line if isinstance(error, OSError) else None  # a disk's
+    # A disk's, or of the Hub's own library for transfers
+    return line if isinstance(error, (OSError, RuntimeError)) else None

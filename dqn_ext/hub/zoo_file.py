@@ -34,6 +34,7 @@ from dqn_ext.hub.plain import number, read_json, read_yaml, whole
 MAX_CONFIG, MAX_DATA = 2**18, 2**23  # bytes of YAML, and of the zip's JSON
 # Bytes of a zip's list of members: Python reads all of it, and makes eight times as much of it
 MAX_DIRECTORY = 2**20
+MAX_PICKLE = 2**20  # bytes that say what a policy's tensors are
 
 
 def read(model: Path, config: Path, args: Path, algo: str, env_name: str) -> Agent:
@@ -86,7 +87,9 @@ def read(model: Path, config: Path, args: Path, algo: str, env_name: str) -> Age
     description["action_space"] = describe_space(action_space)
     agent = Agent(check_description(description), {})
     agent.check_weights({name: (str(weight.dtype), weight.shape) for name, weight in weights.items()})
-    # Not before: of a few bytes a view may have any shape
+    # Of a few bytes views may have any shape, and the network that is described here, too
+    if 4 * sum(weight.numel() for weight in weights.values()) > model.stat().st_size:
+        raise InvalidInput("The weights must not be larger than the file that holds them.")
     agent.weights = {name: weight.contiguous() for name, weight in weights.items()}
     agent.check_finite()
     return agent
@@ -124,7 +127,7 @@ def _read_weights(content: bytes) -> dict[str, th.Tensor]:
         for name in dict.fromkeys(archive.namelist()):
             member = read_member(archive, name, room)
             room -= len(member)
-            if name.endswith("data.pkl"):
+            if name.lower().endswith("data.pkl"):  # PyTorch finds it in any case
                 _check_pickle(member)
             plain.writestr(name, member)
     try:
@@ -149,12 +152,28 @@ _OF_TENSORS = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "to
 
 
 def _check_pickle(content: bytes) -> None:
-    """Look through it, without doing what it says."""
+    """Look through it, without doing what it says.
+
+    Only names and texts may stand in it at several places: of a tuple of twice the same tuple, and so on, the hash and
+    the text take twice as long with each.
+    """
+    if len(content) > MAX_PICKLE:
+        raise InvalidInput(f"The pickle in policy.pth must not be larger than {MAX_PICKLE >> 20} MB.")
+    names, may_come_again, before = [], set(), ""
     try:
-        named = [argument for opcode, argument, _ in pickletools.genops(content) if opcode.name.endswith("GLOBAL")]
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name.endswith("GLOBAL"):
+                names.append(str(argument))
+            elif opcode.name.endswith("PUT") and before.endswith(("GLOBAL", "UNICODE")):
+                may_come_again.add(argument)
+            elif opcode.name.endswith("PUT"):
+                may_come_again.discard(argument)
+            elif opcode.name.endswith("GET") and argument not in may_come_again:
+                raise ValueError("something in it stands at several places")
+            before = opcode.name
     except Exception as error:  # ValueError, UnicodeDecodeError, ...
         raise InvalidInput(f"policy.pth is damaged ({str(error)[:80]}).") from error
-    for name in map(str, named):
+    for name in names:
         if name not in _OF_TENSORS and not re.fullmatch(r"torch \w+Storage", name):
             raise InvalidInput(f"policy.pth holds more than weights: {name[:80]!r}.")
 

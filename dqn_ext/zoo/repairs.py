@@ -132,9 +132,12 @@ def provide_ffmpeg() -> None:
         return
     import imageio_ffmpeg
 
-    folder = tempfile.mkdtemp(prefix="dqn_ext_ffmpeg_")
+    try:
+        binary = Path(imageio_ffmpeg.get_ffmpeg_exe())
+        folder = tempfile.mkdtemp(prefix="dqn_ext_ffmpeg_")
+    except (OSError, RuntimeError):  # it has none for this machine, or there is no room: there will be no videos
+        return
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    binary = Path(imageio_ffmpeg.get_ffmpeg_exe())
     link = Path(folder, "ffmpeg" + binary.suffix if sys.platform == "win32" else "ffmpeg")
     try:
         link.symlink_to(binary)

@@ -100,7 +100,7 @@ def test_running_averages(tmp_path):
     ("hyperparams", "says"),
     [
         ({"policy": "MyPolicy"}, "policy must be one of MlpPolicy, CnnPolicy"),
-        ({"policy": "MlpPolicy", "policy_kwargs": {"activation_fn": nn.Tanh}}, "activation_fn must be one of"),
+        ({"policy": "MlpPolicy", "policy_kwargs": {"activation_fn": nn.Softmax}}, "activation_fn must be one of"),
         ({"policy": "MlpPolicy", "policy_kwargs": "dict(**{})"}, "policy_kwargs is not a literal"),
         ({"policy": "MlpPolicy", "policy_kwargs": "{[1]: 2}"}, "policy_kwargs is not a literal"),
         ({"policy": "MlpPolicy", "policy_kwargs": "(" * 500}, "policy_kwargs is not a literal"),
@@ -120,6 +120,24 @@ def test_what_has_no_plain_value(hyperparams, says):
 def test_packaged_hyperparameters_have_plain_values(path):
     for entry in yaml.safe_load(path.read_text()).values():
         assert plain_hyperparameters(entry)["policy"] == entry["policy"]
+
+
+def test_classes_of_the_command_line():
+    given = {"activation_fn": nn.Tanh, "optimizer_class": th.optim.AdamW, "net_arch": [64]}
+    plain = plain_hyperparameters({"policy": "MlpPolicy", "policy_kwargs": given})
+    assert plain["policy_kwargs"] == {"activation_fn": "Tanh", "optimizer_class": "AdamW", "net_arch": [64]}
+
+
+def test_running_averages_of_rewards_alone(tmp_path):
+    env = VecNormalize(make_vec_env("CartPole-v1"), norm_obs=False)
+    model = DQN("MlpPolicy", env, buffer_size=100, device="cpu").learn(50)
+    hyperparams = {"policy": "MlpPolicy", "normalize": {"norm_obs": False}}
+    Agent.of(model, "dqn", "CartPole-v1", hyperparams, {}).write(tmp_path)
+    loaded = Agent.read(tmp_path / DESCRIPTION, tmp_path / WEIGHTS)
+    assert loaded.build_normalization().ret_rms.var == env.ret_rms.var
+    loaded.description["hyperparameters"]["normalize"] = True
+    with pytest.raises(InvalidInput, match="must have obs where observations are normalized"):
+        loaded.build_normalization()
 
 
 def test_agents_that_cannot_be_described():

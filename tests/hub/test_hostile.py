@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import pickle
 import stat
@@ -362,6 +363,30 @@ def weights_that_are_a_few_bytes_and_ask_for_a_gigabyte(files):
     edit_model(policy__pth=zipped(members))(files)
 
 
+@plain("policy.pth holds more than weights: '__builtin__ bytearray'")
+def weights_in_a_pickle_in_capitals(files):
+    """In which PyTorch finds it, too."""
+    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    del members["archive/data.pkl"]
+    members["archive/DATA.PKL"] = b"\x80\x02c__builtin__\nbytearray\nJ" + struct.pack("<i", 2**28) + b"\x85R."
+    edit_model(policy__pth=zipped(members))(files)
+
+
+@plain("policy.pth is damaged (something in it stands at several places)")
+def weights_whose_hash_takes_for_ever(files):
+    """A tuple of twice a tuple of twice a tuple ..., as the key of a dict."""
+    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members["archive/data.pkl"] = b"\x80\x02})" + b"q\x00h\x00\x86" * 60 + b"Ns."
+    edit_model(policy__pth=zipped(members))(files)
+
+
+@plain("The pickle in policy.pth must not be larger than 1 MB")
+def weights_in_a_long_pickle(files):
+    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members["archive/data.pkl"] = b"\x80\x02" + b"]" * 2**20 + b"."
+    edit_model(policy__pth=zipped(members))(files)
+
+
 @plain("policy.pth is damaged")
 def weights_in_a_pickle_that_is_cut_off(files):
     members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
@@ -408,6 +433,18 @@ def edit_weights_of_the_zoos(change: Callable[[dict[str, Any]], None]) -> Case:
 @plain("must be float32 of shape")
 def a_view_of_four_bytes_as_a_terabyte(files):
     edit_weights_of_the_zoos(lambda weights: weights.update({f"q_net.{FIRST}": th.zeros(1).expand(2**40)}))(files)
+
+
+@plain("The weights must not be larger than the file that holds them")
+def views_of_four_bytes_of_a_huge_network(files):
+    """Which config.yml describes: tens of gigabytes."""
+    files["config.yml"] = yaml.safe_dump({"policy": "MlpPolicy", "policy_kwargs": {"net_arch": [2**14] * 16}}).encode()
+    sizes = [4, *[2**14] * 16, 2]
+    weights = {}
+    for layer, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
+        weights[f"q_net.q_net.{2 * layer}.weight"] = th.zeros(1).expand(n_out, n_in)
+        weights[f"q_net.q_net.{2 * layer}.bias"] = th.zeros(1).expand(n_out)
+    edit_model(policy__pth=torch_saved(weights))(files)
 
 
 @plain("policy.pth holds more than weights: 'torch._utils _rebuild_meta_tensor_no_storage'")
@@ -692,7 +729,3 @@ def test_stacks_that_would_fill_the_memory():
     hyperparameters["frame_stack"] = 4
     observation_space, _ = _spaces_of_environment(description)
     assert describe_space(observation_space)["shape"] == [4, 1024, 1024]
-
-
-def test_the_corpus_is_large():
-    assert len(DESCRIBED) + len(PLAIN) >= 25
