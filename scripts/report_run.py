@@ -41,6 +41,8 @@ def main() -> None:
         for timesteps, results in zip(evaluations["timesteps"], evaluations["results"], strict=True):
             print(f"Evaluated: at step {timesteps}, {np.mean(results):.1f} +/- {np.std(results):.1f}")
 
+    # Of few episodes the Zoo draws nothing with its window of 100
+    window = max(1, min(100, len(scores) // 4))
     # As in the README: more of the same budget, without exploring from the start again
     go_on = "-n 1000000 -params exploration_initial_eps:0.01 learning_starts:1000 " if "NoFrameskip" in args.env else ""
     agent_args = f"--algo {args.algo} --env {args.env.gym_id} -f {args.log_folder}"
@@ -50,7 +52,7 @@ def main() -> None:
     print(f"""
 Watch it:    {name} -m rl_zoo3.enjoy {agent_args}
 Film it:     {name} -m rl_zoo3.record_video {agent_args} -n 1000
-Plot it:     {name} -m rl_zoo3.plots.plot_train -a {args.algo} -e {args.env.gym_id} -f {args.log_folder}
+Plot it:     {name} -m rl_zoo3.plots.plot_train -a {args.algo} -e {args.env.gym_id} -f {args.log_folder} -w {window}
 Continue it: {name} -m rl_zoo3.train {agent_args} -P {go_on}-i {agent}
 """)
 
