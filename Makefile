@@ -23,7 +23,7 @@ train: $(VENV)/.installed
 	@$(BIN)/python scripts/report_run.py --env $(ENV) $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadscope tests
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder tests
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow tests

@@ -20,12 +20,14 @@ from stable_baselines3.common.vec_env import VecFrameStack
 
 from dqn_ext import DDQN
 from dqn_ext.checkpoint import CheckpointFolder
+from tests.ending import error_of
 from tests.waiting import wait_until
 
 gym.register_envs(ale_py)
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "bench_learning.py"
 TRAINED_AGENT = SCRIPT.with_name("trained_agent.py")
+RUN = "logs/learning/ddqn/ddqn/CartPole-v1_7"
 FLAGS = "-- -params learning_starts:100 train_freq:16 gradient_steps:1"
 
 
@@ -135,26 +137,19 @@ def test_what_decides_the_course_of_learning():
     assert of_learning({"gamma": "0.9"}) != of_learning(settings)
 
 
-def keep(
-    folder: Path, record: str, run: str = "logs/learning/ddqn/ddqn/CartPole-v1_7"
-) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(TRAINED_AGENT), run, "--record", record]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
-
-
 def test_trained_agent(folder):
     """It plays as the run's does, by the Zoo's command, and is a fraction of its size."""
     record = "results/learning/ddqn-CartPole-v1-3000-7.json"
     for _ in range(2):  # the second replaces the first
-        kept = keep(folder, record)
-        assert kept.returncode == 0, kept.stderr
+        command = [sys.executable, str(TRAINED_AGENT), RUN, "--record", record]
+        subprocess.run(command, cwd=folder, check=True)
     final = folder / "rl-trained-agents/ddqn/CartPole-v1_1"
     assert list(final.parent.iterdir()) == [final]
     names = {"CartPole-v1.zip", "CartPole-v1", "evaluations.npz", "README.md"}
     assert {path.name for path in final.iterdir()} == names
     assert str(folder) not in (final / "CartPole-v1/args.yml").read_text()
 
-    run = folder / "logs/learning/ddqn/ddqn/CartPole-v1_7"
+    run = folder / RUN
     whole, slim = (DDQN.load(path / "CartPole-v1.zip", device="cpu") for path in (run, final))
     observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     assert (
@@ -191,29 +186,22 @@ def test_an_agent_with_images_is_small_enough(tmp_path):
     assert not th.equal(loaded.q_net(images), loaded.q_net_target(images))
 
 
-def test_a_record_of_another_training(folder):
+def test_a_record_of_another_training(folder, capsys):
     record = json.loads((folder / "results/learning/ddqn-CartPole-v1-3000-7.json").read_text())
-    (folder / "other.json").write_text(json.dumps({**record, "seed": 8}))
-    kept = keep(folder, "other.json")
-    assert kept.returncode != 0
-    assert kept.stderr.strip().endswith("has seed 7, and other.json is of 8.")
-    (folder / "other.json").write_text(json.dumps({**record, "steps": 5}))
-    kept = keep(folder, "other.json")
-    assert kept.returncode != 0
-    assert kept.stderr.strip().endswith("has steps 3008, and other.json is of 5.")
+    for name, value, sentence in (("seed", 8, "has seed 7, and other.json is of 8."), ("steps", 5, "has steps 3008,")):
+        (folder / "other.json").write_text(json.dumps({**record, name: value}))
+        assert sentence in error_of(trained_agent.main, f"{RUN} --record other.json", folder, capsys)
 
 
-def test_no_run_and_no_record(folder):
+def test_no_run_and_no_record(folder, capsys):
     record = "results/learning/ddqn-CartPole-v1-3000-7.json"
     (folder / "list.json").write_text("[]")
     for arguments, sentence in [
-        (("nothing.json",), "Error: nothing.json is no record of bench_learning.py's: FileNotFoundError"),
-        (("list.json",), "Error: list.json is no record of bench_learning.py's: TypeError"),
-        ((record, "nowhere"), "Error: nowhere is no finished run of CartPole-v1 with evaluations: it has no CartPole"),
+        (f"{RUN} --record nothing.json", "Error: nothing.json is no record of bench_learning.py's: FileNotFoundError"),
+        (f"{RUN} --record list.json", "Error: list.json is no record of bench_learning.py's: TypeError"),
+        (f"nowhere --record {record}", "Error: nowhere is no finished run of CartPole-v1 with evaluations: it has no"),
     ]:
-        kept = keep(folder, *arguments)
-        assert kept.returncode == 1
-        assert kept.stderr.startswith(sentence)
+        assert error_of(trained_agent.main, arguments, folder, capsys).startswith(sentence)
     assert not list(folder.rglob("*.new"))
 
 
@@ -273,23 +261,26 @@ def test_ctrl_c_makes_no_record(tmp_path):
     assert not (tmp_path / "logs/learning/dqn/runs/dqn-CartPole-v1-2/attempts").exists()
 
 
-def test_what_has_been_recorded_by_another_command(folder):
+def test_what_has_been_recorded_by_another_command(folder, capsys):
     """It would not be run again, and be shown as if it were."""
-    process = start(f"--games CartPole-v1 --algos ddqn --seeds 7 -n 3000 {FLAGS} gamma:0.5", folder)
-    output = process.communicate()[0]
-    assert process.returncode == 1
+    arguments = f"--games CartPole-v1 --algos ddqn --seeds 7 -n 3000 {FLAGS} gamma:0.5"
+    output = error_of(bench_learning.main, arguments, folder, capsys)
     assert "ddqn-CartPole-v1-3000-7.json is of another command (python -m dqn_ext.zoo train" in output
     assert "give these runs a --label of their own, or leave seed 7 out of --seeds." in output
-    assert "Traceback" not in output
 
 
-def test_bad_input(tmp_path):
-    process = start("--games CartPole-v1 --algos ppo --seeds 1 -n 3000", tmp_path)
-    assert "--algos knows dqn, ddqn and qrdqn, whose agents have an epsilon, and not ppo" in process.communicate()[0]
-    process = start("--games CartPole-v1 --seeds -n 3000", tmp_path)
-    assert "Error: results/learning has no complete record of these games at 3000 steps" in process.communicate()[0]
-    for flags in ("-n 0", "-n 3000 --jobs 0"):
-        process = start(f"--games CartPole-v1 --seeds 1 {flags}", tmp_path)
-        assert "error: -n and --jobs must be at least 1" in process.communicate()[0]
-    process = start("--games CartPole-v1 --label x --seeds 1 -n 3000", tmp_path)
-    assert "--label names the runs of one algorithm" in process.communicate()[0]
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (
+            "--algos ppo --seeds 1 -n 3000",
+            "--algos knows dqn, ddqn and qrdqn, whose agents have an epsilon, and not ppo",
+        ),
+        ("--seeds -n 3000", "Error: results/learning has no complete record of these games at 3000 steps"),
+        ("--seeds 1 -n 0", "error: -n and --jobs must be at least 1"),
+        ("--seeds 1 -n 3000 --jobs 0", "error: -n and --jobs must be at least 1"),
+        ("--label x --seeds 1 -n 3000", "--label names the runs of one algorithm"),
+    ],
+)
+def test_bad_input(tmp_path, capsys, flags, sentence):
+    assert sentence in error_of(bench_learning.main, f"--games CartPole-v1 {flags}", tmp_path, capsys)

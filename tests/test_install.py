@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import sysconfig
 import venv
 from pathlib import Path
 
@@ -11,18 +12,32 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder with an environment ``env`` that holds the wheel and what it asks for, and nothing else."""
-    folder = tmp_path_factory.mktemp("install")
-    run(
-        sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(REPOSITORY), cwd=folder
-    )
+def install_all(folder: Path) -> None:
+    """The wheel and what it asks for, and nothing else."""
     venv.create(folder / "env", with_pip=True)
-    python = str(folder / "env/bin/python")
-    install = [python, "-m", "pip", "install", "--quiet", "--constraint", str(REPOSITORY / "constraints.txt")]
+    pip = [str(folder / "env/bin/python"), "-m", "pip"]
+    install = [*pip, "install", "--quiet", "--constraint", str(REPOSITORY / "constraints.txt")]
     run(*install, "torch", cwd=folder)  # by name first, so that it may be a CPU build
     run(*install, str(next(folder.glob("*.whl"))), cwd=folder)
+
+
+def install_wheel(folder: Path) -> None:
+    """The wheel alone, beside the packages of the environment that runs this."""
+    venv.create(folder / "env")
+    python = str(folder / "env/bin/python")
+    ours = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
+    # Their .pth files, of which one is ours, are not read there
+    (Path(ours) / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", str(next(folder.glob("*.whl"))), cwd=folder)
+
+
+@pytest.fixture(scope="module", params=[install_wheel, pytest.param(install_all, marks=pytest.mark.slow)])
+def installed(request, tmp_path_factory):
+    """A folder with an environment ``env``."""
+    folder = tmp_path_factory.mktemp("install")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(REPOSITORY)]
+    run(*build, cwd=folder)
+    request.param(folder)
     return folder
 
 
@@ -40,6 +55,7 @@ def test_the_zoos_own_command_works(installed):
         *[python, "-m", "rl_zoo3.train", "--algo", "ddqn", "--env", "CartPole-v1", "-n", "2000", "--eval-freq", "1000"],
         cwd=installed,
     )
+    assert f"{installed}/env/lib" in output
     assert "site-packages/dqn_ext/hyperparams/ddqn.yml" in output
     assert (installed / "logs/ddqn/CartPole-v1_1/best_model.zip").is_file()
     output = run(
@@ -53,8 +69,12 @@ def test_types_are_marked_and_all_commands_import(installed):
     python = str(installed / "env/bin/python")
     code = "import dqn_ext, pathlib; print((pathlib.Path(dqn_ext.__file__).parent / 'py.typed').is_file())"
     assert run(python, "-c", code, cwd=installed) == "True\n"
-    for command in ("enjoy", "record_video", "push_to_hub", "load_from_hub", "record_training"):
-        assert "ddqn" in run(python, "-m", f"rl_zoo3.{command}", "--help", cwd=installed)
+    commands = ["enjoy", "record_video", "push_to_hub", "load_from_hub", "record_training"]
+    run(
+        *[python, "-c", "import importlib, sys; [importlib.import_module('rl_zoo3.' + name) for name in sys.argv[1:]]"],
+        *commands,
+        cwd=installed,
+    )
     run(python, "-c", "import sys; sys.argv.append('enjoy'); import rl_zoo3.cli", cwd=installed)
 
 

@@ -15,6 +15,7 @@ from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from dqn_ext import DDQN
+from tests.ending import error_of
 from tests.zoo.conftest import run_python
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "overestimation.py"
@@ -94,7 +95,7 @@ def test_time_limits_are_no_ends():
     assert found["return"] == pytest.approx(2, abs=0.02)
 
 
-def test_a_run(tmp_path):
+def test_a_run(tmp_path, capsys):
     run_python(
         "-m rl_zoo3.train --algo ddqn --env CartPole-v1 -n 1500 --save-freq 600 --eval-freq -1 --seed 1", cwd=tmp_path
     )
@@ -120,10 +121,8 @@ def test_a_run(tmp_path):
     (tmp_path / "logs/ppo/CartPole-v1_1").mkdir(parents=True)
     study.write_text("{")
     for arguments, sentence in [
-        (["logs/none"], "Error: logs/none is no run of the Zoo's with saved agents"),
-        (["logs/ppo/CartPole-v1_1"], "Error: logs/ppo/CartPole-v1_1 is of ppo, and only agents of dqn and ddqn"),
-        ([run, "--output", "o/study.json"], "Error: o/study.json is no record of this script's"),
+        ("logs/none", "Error: logs/none is no run of the Zoo's with saved agents"),
+        ("logs/ppo/CartPole-v1_1", "Error: logs/ppo/CartPole-v1_1 is of ppo, and only agents of dqn and ddqn"),
+        (f"{run} --output o/study.json", "Error: o/study.json is no record of this script's"),
     ]:
-        command = [sys.executable, str(SCRIPT), *arguments]
-        process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert sentence in process.stderr
+        assert sentence in error_of(overestimation.main, arguments, tmp_path, capsys)

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import optuna
 import pytest
+import study as script
 
 from dqn_ext.zoo.sweeps import open_storage
+from tests.ending import error_of
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "study.py"
 
 
-def run(arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments.split()], cwd=folder, capture_output=True, text=True)
-
-
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("study")
     study = optuna.create_study(
         storage=open_storage(str(tmp_path / "s.log")),
         study_name="s",
@@ -42,7 +41,8 @@ def folder(tmp_path):
 
 
 def test_report(folder):
-    process = run("s.log --study-name s", folder)
+    command = [sys.executable, str(SCRIPT), *["s.log", "--study-name", "s", "--picture", "s.png"]]
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert "trial 3: pruned" in process.stdout
     assert "The best is trial 40, 10.0:" in process.stdout
@@ -62,9 +62,7 @@ def test_report(folder):
         ("sqlite:///s.db --study-name s", "--picture is needed where the study is in a database"),
     ],
 )
-def test_bad_input(folder, arguments, sentence):
-    process = run(arguments, folder)
-    assert process.returncode != 0
-    assert sentence in process.stderr
-    assert "Traceback" not in process.stderr
-    assert {path.name for path in folder.iterdir()} == {"s.log"}
+def test_bad_input(folder, capsys, arguments, sentence):
+    before = set(folder.iterdir())
+    assert sentence in error_of(script.main, arguments, folder, capsys)
+    assert set(folder.iterdir()) == before
