@@ -68,15 +68,21 @@ VALUES += [np.float32(0.5), np.int64(3)]
 NOT_OF_A_RUN = {"policy", "device", "verbose", "seed", "tensorboard_log"}
 
 
+SETTINGS = {"learning_starts": 10, "buffer_size": 200, "batch_size": 8, "device": "cpu", "seed": 0}
+
+
+def test_the_settings_that_values_are_tried_with():
+    assert DDQN("MlpPolicy", "CartPole-v1", **SETTINGS).learn(20)._n_updates > 0
+
+
 @pytest.mark.parametrize("name", sorted(argument_names(DDQN) - NOT_OF_A_RUN))
 def test_any_value_runs_or_gets_a_sentence(name):
     """And nothing else: no traceback from the depths, no agent whose weights are no numbers."""
     for value in VALUES:
         if name == "train_freq" and value == 10**30:  # would run, for ages
             continue
-        settings = {"learning_starts": 10, "buffer_size": 200, "batch_size": 8, "device": "cpu", "seed": 0, name: value}
         try:
-            model = DDQN("MlpPolicy", "CartPole-v1", **settings)
+            model = DDQN("MlpPolicy", "CartPole-v1", **{**SETTINGS, name: value})
             model.learn(20)
         except (InvalidInput, Diverged):
             continue
@@ -93,6 +99,8 @@ NESTED = {
 @pytest.mark.parametrize(("owner", "name"), [(owner, name) for owner in NESTED for name in sorted(NESTED[owner])])
 def test_any_nested_value_makes_an_agent_or_gets_a_sentence(owner, name):
     env = VecFrameStack(DummyVecEnv([lambda: FakeImageEnv(40, 40, n_channels=1, discrete=True)]), 4)
+    nested = {"dueling": True, "features_extractor_kwargs": {"features_dim": 16}}
+    DDQN("CnnPolicy", env, buffer_size=100, device="cpu", policy_kwargs=nested).replay_buffer.size()  # without a value
     for value in [None, -1, 0, 0.5, 16, "x", [8], ["raw"], {}, (1, 2, 3), object(), 10**30]:
         settings = {"policy_kwargs": {"features_extractor_kwargs": {"features_dim": 16}}, owner: {name: value}}
         if owner == "features_extractor_kwargs":

@@ -21,10 +21,13 @@ from tests.checkpoint.runs import FREQ, TOTAL, Run, assert_same, interrupt, outc
 KINDS = {
     "one environment": {"precision": "auto"},
     "learning while the environment steps": {"overlap": True},
-    "two environments, prioritized, three steps": {
+    "as packaged": {
         "n_envs": 2,
         "train_freq": 2,
         "n_steps": 3,
+        "overlap": True,
+        "reward_bound": 1,
+        "learning_rate": lambda progress: 1e-3 * progress,
         "replay_buffer_kwargs": {"store": "raw", "priority_exponent": 0.6, "importance_exponent": 0.3},
     },
     "CartPole, normalized": {"env": "CartPole-v1", "n_steps": 3, "learning_rate": lambda progress: 1e-3 * progress},

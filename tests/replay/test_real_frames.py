@@ -69,7 +69,7 @@ def test_learning_is_the_same(model_class, n_envs, n_steps, store):
     """Stock DQN and QR-DQN included; the ring wraps."""
     n_steps_kwargs = {"n_steps": n_steps} if n_steps > 1 else {}
     theirs = learn(model_class, NStepReplayBuffer if n_steps > 1 else ReplayBuffer, n_envs, **n_steps_kwargs)
-    buffer_kwargs = {"store": store, **({} if model_class is DDQN else {"n_stack": 4})}
+    buffer_kwargs = {"store": store, **({"n_stack": 4} if model_class is DQN else {})}
     ours = learn(model_class, FrameReplayBuffer, n_envs, replay_buffer_kwargs=buffer_kwargs, **n_steps_kwargs)
     assert isinstance(ours.replay_buffer, FrameReplayBuffer)
     assert type(theirs.replay_buffer) is not FrameReplayBuffer
