@@ -84,27 +84,30 @@ def test_benchmark(trained):
     assert "ddqn" in table, process.stdout + process.stderr
 
 
-PLOT_TRAIN = """
+TRAIN_AND_PLOT = """
 import sys
 from matplotlib import pyplot as plt
 from rl_zoo3.plots.plot_train import plot_train
+from rl_zoo3.train import train
 
+sys.argv = "train.py --algo ddqn --env CartPole-v1 -n 500 --eval-freq -1 -params n_envs:2".split()
+train()
 for axis in ("steps", "episodes", "time"):
     plt.close("all")
-    sys.argv = ["plot_train.py", *sys.argv[1:7], "-x", axis, "-w", "1"]
+    sys.argv = f"plot_train.py -a ddqn -e CartPole-v1 -f logs -x {axis} -w 3".split()
     plot_train()
     print(axis, [len(line.get_xdata()) for line in plt.gca().lines])
 """
 
 
-def test_plot_train(trained):
+def test_plot_train(tmp_path):
     """A curve, whatever its axis."""
-    (trained / "plot.py").write_text(PLOT_TRAIN)
-    process = run_python(f"plot.py -a ddqn -f logs -e {GAME}", cwd=trained)
-    (run,) = (trained / "logs/ddqn").glob(f"{GAME}_1")
-    n_games = sum(len(path.read_text().splitlines()) - 2 for path in run.glob("*.monitor.csv"))
-    assert n_games > 1
-    assert process.stdout.splitlines()[-3:] == [f"{axis} [{n_games}]" for axis in ("steps", "episodes", "time")]
+    (tmp_path / "train_and_plot.py").write_text(TRAIN_AND_PLOT)
+    process = run_python("train_and_plot.py", cwd=tmp_path)
+    monitors = (tmp_path / "logs/ddqn/CartPole-v1_1").glob("*.monitor.csv")
+    n_episodes = sum(len(path.read_text().splitlines()) - 2 for path in monitors)
+    assert n_episodes > 10
+    assert process.stdout.splitlines()[-3:] == [f"{axis} [{n_episodes - 2}]" for axis in ("steps", "episodes", "time")]
 
 
 def test_all_plots_and_plot_from_file(trained):
