@@ -41,12 +41,21 @@ class BytesReplayBuffer(FrameReplayBuffer):
     def add(self, obs: np.ndarray, next_obs: np.ndarray, *args: Any) -> None:
         super().add(self._bytes(obs), self._bytes(next_obs), *args)
 
-    def _observations(self, batch: Any, env: Any) -> tuple[th.Tensor, th.Tensor]:
+    def _observations(self, batch: Any) -> tuple[th.Tensor, th.Tensor]:
         numbers = []
         for part in (batch[:, 0], batch[:, -1]):
             part = part.copy().view(self.numbers.dtype).reshape(-1, *self.numbers.shape)  # type: ignore[misc]
-            numbers.append(self._to_device(part if env is None else env.normalize_obs(part)))
+            numbers.append(self._to_device(part))
         return numbers[0], numbers[1]
+
+    def _gather(self, draw: Any, env: Any) -> Any:
+        samples = super()._gather(draw, env)
+        if env is None:
+            return samples
+        names = ("observations", "next_observations")  # normalized, which images never are
+        return samples._replace(
+            **{name: self._to_device(env.normalize_obs(getattr(samples, name).numpy())) for name in names}
+        )
 
 
 class BytesNStepReplayBuffer(BytesReplayBuffer):

@@ -252,7 +252,7 @@ class Agent:
         :param hyperparams: as in the run's config.yml
         :raises InvalidInput: where it cannot be said in plain values, such as a policy of the user's own
         """
-        description = {
+        description: dict[str, Any] = {
             "format": 1,
             "algorithm": algo,
             "env_id": env_id,
