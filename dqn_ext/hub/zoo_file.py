@@ -34,7 +34,7 @@ from dqn_ext.hub.plain import number, read_json, read_yaml, whole
 MAX_CONFIG, MAX_DATA = 2**18, 2**23  # bytes of YAML, and of the zip's JSON
 # Bytes of a zip's list of members: Python reads all of it, and makes eight times as much of it
 MAX_DIRECTORY = 2**20
-MAX_PICKLE = 2**20  # bytes that say what a policy's tensors are
+MAX_PICKLE, MAX_NAME = 2**20, 200  # bytes that say what a policy's tensors are, and characters of a name in them
 
 
 def read(model: Path, config: Path, args: Path, algo: str, env_name: str) -> Agent:
@@ -154,8 +154,8 @@ _OF_TENSORS = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "to
 def _check_pickle(content: bytes) -> None:
     """Look through it, without doing what it says.
 
-    Only names and texts may stand in it at several places: of a tuple of twice the same tuple, and so on, the hash and
-    the text take twice as long with each.
+    Only names may stand in it at several places, and short ones: of a tuple of twice the same tuple, and so on, the
+    hash and the text take twice as long with each.
     """
     if len(content) > MAX_PICKLE:
         raise InvalidInput(f"The pickle in policy.pth must not be larger than {MAX_PICKLE >> 20} MB.")
@@ -164,6 +164,8 @@ def _check_pickle(content: bytes) -> None:
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name.endswith("GLOBAL"):
                 names.append(str(argument))
+            elif opcode.name.endswith("UNICODE") and len(argument) > MAX_NAME:
+                raise ValueError(f"a name in it has more than {MAX_NAME} characters")
             elif opcode.name.endswith("PUT") and before.endswith(("GLOBAL", "UNICODE")):
                 may_come_again.add(argument)
             elif opcode.name.endswith("PUT"):

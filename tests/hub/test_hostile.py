@@ -380,6 +380,14 @@ def weights_whose_hash_takes_for_ever(files):
     edit_model(policy__pth=zipped(members))(files)
 
 
+@plain("policy.pth is damaged (a name in it has more than 200 characters)")
+def weights_whose_name_is_a_thousand_times_a_long_one(files):
+    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    long = b"X" + struct.pack("<I", 2**19) + b"x" * 2**19 + b"q\x00"
+    members["archive/data.pkl"] = b"\x80\x02}(" + long + b"h\x00" * 1000 + b"tNs."
+    edit_model(policy__pth=zipped(members))(files)
+
+
 @plain("The pickle in policy.pth must not be larger than 1 MB")
 def weights_in_a_long_pickle(files):
     members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
