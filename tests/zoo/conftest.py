@@ -1,6 +1,8 @@
 """One agent, trained by the Zoo's own command on a real game, that the other commands then use."""
 
+import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -11,11 +13,14 @@ import pytest
 GAME = "PongNoFrameskip-v4"
 
 
-def run_python(arguments: str, cwd: Path, check: bool = True, **env: str) -> "subprocess.CompletedProcess[str]":
+def run_python(
+    arguments: str, cwd: Path, check: bool = True, stdin: str | None = None, **env: str
+) -> "subprocess.CompletedProcess[str]":
     """Run ``python ARGUMENTS`` as a user would, in a folder of its own."""
     process = subprocess.run(
         [sys.executable, *shlex.split(arguments)],
         cwd=cwd,
+        input=stdin,
         text=True,
         capture_output=True,
         env={**os.environ, "MPLBACKEND": "agg", "SDL_VIDEODRIVER": "dummy", "OMP_NUM_THREADS": "1", **env},
@@ -24,6 +29,23 @@ def run_python(arguments: str, cwd: Path, check: bool = True, **env: str) -> "su
     if check:
         assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     return process
+
+
+def run_several(commands: list[str], cwd: Path, check: bool = True) -> "list[subprocess.CompletedProcess[str]]":
+    """Run commands ``-m MODULE FLAGS`` one after another in one process, where what it imports first does not matter.
+
+    :return: what each would have been in a process of its own
+    """
+    script = Path(__file__).with_name("one_after_another.py")
+    process = run_python(shlex.quote(str(script)), cwd, stdin=json.dumps(commands))
+    stdout, stderr = (re.split(r"^### (\d+)\n", text, flags=re.M)[:-1] for text in (process.stdout, process.stderr))
+    done = [
+        subprocess.CompletedProcess(command, int(code), said, error)
+        for command, code, said, error in zip(commands, stdout[1::2], stdout[::2], stderr[::2], strict=True)
+    ]
+    for one in done if check else []:
+        assert one.returncode == 0, one.stdout[-3000:] + one.stderr[-3000:]
+    return done
 
 
 @pytest.fixture(scope="session")

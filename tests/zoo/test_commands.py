@@ -13,7 +13,7 @@ from stable_baselines3 import PPO
 from dqn_ext import DDQN
 from dqn_ext.zoo.__main__ import COMMANDS
 from tests.hub.hub_server import HubServer
-from tests.zoo.conftest import GAME, run_python
+from tests.zoo.conftest import GAME, run_python, run_several
 
 AGENT = f"--algo ddqn --env {GAME} -f logs"
 
@@ -42,10 +42,16 @@ def test_continue_training(trained):
     assert "Loading replay buffer" in process.stdout
 
 
-@pytest.mark.parametrize("which", ["", "--load-best", "--load-checkpoint 400", "--load-last-checkpoint"])
-def test_enjoy(trained, which):
-    process = run_python(f"-m rl_zoo3.enjoy {AGENT} --no-render -n 30 {which}", cwd=trained)
-    assert "Loading logs/ddqn" in process.stdout
+def test_enjoy(trained):
+    agents = {
+        "": GAME,
+        "--load-best": "best_model",
+        "--load-checkpoint 400": "rl_model_400_steps",
+        "--load-last-checkpoint": "rl_model_400_steps",
+    }
+    commands = [f"-m rl_zoo3.enjoy {AGENT} --no-render -n 30 {which}" for which in agents]
+    for process, agent in zip(run_several(commands, cwd=trained), agents.values(), strict=True):
+        assert f"Loading logs/ddqn/{GAME}_1/{agent}.zip" in process.stdout
 
 
 def test_record_video(trained):
@@ -184,27 +190,11 @@ def test_without_the_hook(trained):
     assert "one of: train, enjoy" in process.stderr
 
 
-HELP = """
-import runpy, sys
-
-for command in sys.argv[1:]:
-    print("### next")
-    sys.argv = [command, "--help"]
-    try:
-        runpy.run_module(f"rl_zoo3.{command}", run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        assert end.code == 0, command
-"""
-
-
 def test_every_command_knows_ddqn(tmp_path):
-    """Those that ask for an algorithm, in one process."""
-    commands = [command for command in COMMANDS if "plots" not in command and command not in ("benchmark", "cli")]
-    (tmp_path / "help.py").write_text(HELP)
-    process = run_python(f"help.py {' '.join(commands)}", cwd=tmp_path)
-    outputs = process.stdout.split("### next\n")[1:]
-    for command, output in zip(commands, outputs, strict=True):
-        assert "ddqn" in output, command
+    """Those that ask for an algorithm."""
+    names = [name for name in COMMANDS if "plots" not in name and name not in ("benchmark", "cli")]
+    for process in run_several([f"-m rl_zoo3.{name} --help" for name in names], cwd=tmp_path):
+        assert "ddqn" in process.stdout, process.args
 
 
 def test_the_zoos_own_algorithms_still_work(tmp_path):
@@ -289,37 +279,19 @@ BAD_INPUT = [
 ]
 
 
-ONE_AFTER_ANOTHER = """
-import json, os, shlex, sys
-from rl_zoo3.train import train
-
-for arguments in json.load(open("cases.json")):
-    print("### next", file=sys.stderr)
-    sys.argv = ["train.py", "--algo", "ddqn", *shlex.split(arguments)]
-    try:
-        train()
-    except Exception:
-        sys.excepthook(*sys.exc_info())
-    assert not os.path.exists("logs"), arguments
-"""
-
-
 def test_bad_input_gets_one_sentence(tmp_path):
     """One sentence, an exit code that is not 0, and no half-written folder."""
     (tmp_path / "empty.zip").touch()
     PPO("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "ppo.zip")
     (tmp_path / "pack.yml").write_text("CartPole-v1: {policy: MlpPolicy}\nMountainCar-v0:")
-    first = run_python(f"-m rl_zoo3.train --algo ddqn {BAD_INPUT[0][0]}", cwd=tmp_path, check=False)
-    assert first.returncode == 1
-    # The others share one process and its imports; an exception that nobody catches ends it with 1
-    (tmp_path / "one_after_another.py").write_text(ONE_AFTER_ANOTHER)
-    (tmp_path / "cases.json").write_text(json.dumps([arguments for arguments, _ in BAD_INPUT[1:]]))
-    others = run_python("one_after_another.py", cwd=tmp_path)
-    outputs = [first.stderr, *others.stderr.split("### next\n")[1:]]
-    for (arguments, sentence), stderr in zip(BAD_INPUT, outputs, strict=True):
-        assert "Traceback" not in stderr, stderr
-        (line,) = [line for line in stderr.splitlines() if line.startswith("Error:")]
-        assert sentence in line, arguments
+    commands = [f"-m rl_zoo3.train --algo ddqn {arguments}" for arguments, _ in BAD_INPUT]
+    first = run_python(commands[0], cwd=tmp_path, check=False)
+    others = run_several(commands[1:], cwd=tmp_path, check=False)
+    for (_, sentence), process in zip(BAD_INPUT, [first, *others], strict=True):
+        assert process.returncode == 1, process.args
+        assert "Traceback" not in process.stderr, process.stderr
+        (line,) = [line for line in process.stderr.splitlines() if line.startswith("Error:")]
+        assert sentence in line, process.args
     assert not (tmp_path / "logs").exists()
 
 

@@ -11,7 +11,7 @@ from dqn_ext import DDQN
 from dqn_ext.hyperparameters import argument_names, check_names, check_values
 from dqn_ext.zoo import HYPERPARAMS_DIR
 from dqn_ext.zoo.manager import ZOO_KEYS
-from tests.zoo.conftest import run_python
+from tests.zoo.conftest import run_python, run_several
 
 PACK = yaml.safe_load((HYPERPARAMS_DIR / "ddqn.yml").read_text())
 GAMES = "SpaceInvaders Pong Breakout Seaquest Qbert MsPacman BeamRider Enduro Asterix RoadRunner".split()  # noqa: SIM905
@@ -49,21 +49,11 @@ def test_one_update_per_four_steps(entry):
     assert hyperparams["gradient_steps"] / (hyperparams["train_freq"] * hyperparams["n_envs"]) == 1 / 4
 
 
-ONE_AFTER_ANOTHER = """
-import sys
-from rl_zoo3.train import train
-
-for env in ("MountainCar-v0", "Acrobot-v1", "LunarLander-v3"):
-    sys.argv = ["train.py", "--algo", "ddqn", "--env", env, "-n", "1200", "--eval-freq", "-1"]
-    train()
-"""
-
-
 def test_classic_control_trains(tmp_path):
     """A little more than until learning starts; the entries of CartPole and of games are trained elsewhere."""
-    (tmp_path / "one_after_another.py").write_text(ONE_AFTER_ANOTHER)
-    run_python("one_after_another.py", cwd=tmp_path)
-    for env in ("MountainCar-v0", "Acrobot-v1", "LunarLander-v3"):
+    envs = ("MountainCar-v0", "Acrobot-v1", "LunarLander-v3")
+    run_several([f"-m rl_zoo3.train --algo ddqn --env {env} -n 1200 --eval-freq -1" for env in envs], cwd=tmp_path)
+    for env in envs:
         agent = DDQN.load(tmp_path / f"logs/ddqn/{env}_1/{env}.zip", device="cpu")
         assert agent.num_timesteps >= 1200
         assert agent._n_updates > 100

@@ -13,7 +13,7 @@ from dqn_ext.hyperparameters import argument_names, check_names, check_values
 from dqn_ext.zoo.manager import read_rate
 from dqn_ext.zoo.search_space import convert_ddqn_params, refine, sample_ddqn_params
 from dqn_ext.zoo.sweeps import open_storage
-from tests.zoo.conftest import run_python
+from tests.zoo.conftest import run_python, run_several
 
 VECTOR = {"policy": "MlpPolicy", "policy_kwargs": {"net_arch": [256, 256]}}
 IMAGES = {"policy": "CnnPolicy"}
@@ -159,9 +159,10 @@ def test_optimize_and_train_the_trials(env, tmp_path):
     )
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
 
+    commands = [f"{train} --trial-id {number} --eval-freq -1 -f trial_{number}" for number in range(2)]
+    run_several(commands, cwd=tmp_path)
     for trial in study.trials:
         folder = f"trial_{trial.number}"
-        run_python(f"{train} --trial-id {trial.number} --eval-freq -1 -f {folder}", cwd=tmp_path)
         model = DDQN.load(tmp_path / folder / "ddqn" / f"{env}_1" / f"{env}.zip")
         expected = convert_ddqn_params(trial.params)
         assert model.n_envs == expected.pop("n_envs") == pack[env].get("n_envs", 1)
@@ -186,13 +187,14 @@ def test_a_trial_that_is_not_there(tmp_path):
     run_python(f"{train} -n 100 -optimize --n-trials 1 --eval-episodes 1 --no-optim-plots -f sweep", cwd=tmp_path)
     study = optuna.load_study(study_name="s", storage=open_storage(str(tmp_path / "study.log")))
     study.ask()  # and dies
-    for command, sentence in [
+    cases = [
         (f"{train} --trial-id 7", "The storage 'study.log' has no trial 7 of a study 's'."),
         (f"{train} --trial-id 1", "Trial 1 of the study 's' was over before it had hyperparameters."),
         (f"{train} --trial-id 0 --storage typo.log", "There is no journal 'typo.log'."),
         (f"{train.replace(STUDY, '')} --trial-id 0", "--trial-id needs --storage and --study-name"),
-    ]:
-        process = run_python(f"{command} -f nothing", cwd=tmp_path, check=False)
+    ]
+    processes = run_several([f"{command} -f nothing" for command, _ in cases], cwd=tmp_path, check=False)
+    for (_, sentence), process in zip(cases, processes, strict=True):
         assert process.returncode == 1
         assert f"Error: {sentence}" in process.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.log", "sweep"]
