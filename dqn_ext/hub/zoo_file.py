@@ -164,7 +164,7 @@ def _check_pickle(content: bytes) -> None:
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name.endswith("GLOBAL"):
                 names.append(str(argument))
-            elif opcode.name.endswith("UNICODE") and len(argument) > MAX_NAME:
+            elif opcode.name.endswith("UNICODE") and len(str(argument)) > MAX_NAME:
                 raise ValueError(f"a name in it has more than {MAX_NAME} characters")
             elif opcode.name.endswith("PUT") and before.endswith(("GLOBAL", "UNICODE")):
                 may_come_again.add(argument)
