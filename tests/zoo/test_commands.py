@@ -269,7 +269,7 @@ BAD_INPUT = [
     ("-params frame_stack:0", "frame_stack must be a whole number of at least 1, not 0."),
     ("-params learning_rate:0", "learning_rate must be a plain number above 0, or a schedule, not 0."),
     ("-params learning_rate:None", "learning_rate must be a plain number above 0, or a schedule, not None."),
-    ("-params normalize:True", "normalize and frame_stack do not go together"),
+    ("--env PongNoFrameskip-v4 -params normalize:True", "normalize and frame_stack do not go together"),
     ("--env CartPole-v1 -params policy:None", "The entry of CartPole-v1 must have policy."),
     ("--env CartPole-v1 -optimize --n-evaluations 0", "--n-evaluations must be at least 1, not 0."),
     ("--env MountainCar-v0 -conf pack.yml", "pack.yml has no entry for MountainCar-v0, that can be read: TypeError("),

@@ -38,7 +38,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("storage", STORAGES, indirect=True)
 def test_a_killed_workers_trial_is_run_again(storage: str, tmp_path: Path) -> None:
-    study = Study(storage, tmp_path, total=6, steps=3000)
+    study = Study(storage, tmp_path, total=6, steps=12_000)
     # Of the six, two that no later trial reaches at any of its evaluations: the pruner ends them all
     best = optuna.trial.create_trial(value=501, intermediate_values=dict.fromkeys(range(1, 6), 501.0))
     study.study.add_trials([best, best])
