@@ -184,6 +184,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
         if self.n_timesteps > 0:
             hyperparams.setdefault("n_timesteps", self.n_timesteps)
         processed = super()._preprocess_hyperparams(hyperparams)
+        if self.optimize_hyperparameters and self.n_evaluations < 1:
+            raise InvalidInput(f"--n-evaluations must be at least 1, not {self.n_evaluations}.")
         if self._eval_env_kwargs_args is None:
             self.eval_env_kwargs = self.env_kwargs
         return processed
@@ -347,8 +349,6 @@ class ExperimentManager(exp_manager.ExperimentManager):
 
     def hyperparameters_optimization(self) -> None:
         """Cf. the Zoo's. In a study that is stored, and so may be shared, a killed worker's trial is run again."""
-        if self.n_evaluations < 1:
-            raise InvalidInput(f"--n-evaluations must be at least 1, not {self.n_evaluations}.")
         if self.storage is not None:
             if self.storage.endswith(".log"):
                 self.storage = str(Path(self.storage).absolute())  # the Zoo's lock is a link to it
