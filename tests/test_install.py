@@ -1,5 +1,6 @@
 """The built wheel, installed into an empty environment, as a user gets it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -41,10 +42,10 @@ def installed(request, tmp_path_factory):
     return folder
 
 
-def run(*command: str, cwd: Path) -> str:
+def run(*command: str, cwd: Path, stdin: str | None = None) -> str:
     # Nothing of this repository may be found by accident
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(command, cwd=cwd, text=True, capture_output=True, env=env, timeout=1200)
+    process = subprocess.run(command, cwd=cwd, input=stdin, text=True, capture_output=True, env=env, timeout=1200)
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     return process.stdout
 
@@ -69,12 +70,13 @@ def test_types_are_marked_and_all_commands_import(installed):
     python = str(installed / "env/bin/python")
     code = "import dqn_ext, pathlib; print((pathlib.Path(dqn_ext.__file__).parent / 'py.typed').is_file())"
     assert run(python, "-c", code, cwd=installed) == "True\n"
-    commands = ["enjoy", "record_video", "push_to_hub", "load_from_hub", "record_training"]
-    run(
-        *[python, "-c", "import importlib, sys; [importlib.import_module('rl_zoo3.' + name) for name in sys.argv[1:]]"],
-        *commands,
-        cwd=installed,
-    )
+    names = ["enjoy", "record_video", "push_to_hub", "load_from_hub", "record_training"]
+    several = str(REPOSITORY / "tests/zoo/one_after_another.py")
+    helps = run(python, several, cwd=installed, stdin=json.dumps([f"-m rl_zoo3.{name} --help" for name in names]))
+    *helps, rest = helps.split("### 0\n")
+    assert rest == ""
+    for name, said in zip(names, helps, strict=True):
+        assert "ddqn" in said, name
     run(python, "-c", "import sys; sys.argv.append('enjoy'); import rl_zoo3.cli", cwd=installed)
 
 

@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 
 def test_report(folder):
-    command = [sys.executable, str(SCRIPT), *["s.log", "--study-name", "s", "--picture", "s.png"]]
+    command = [sys.executable, str(SCRIPT), "s.log", "--study-name", "s"]
     process = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert "trial 3: pruned" in process.stdout

@@ -450,8 +450,9 @@ def plain_hyperparameters(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(policy_kwargs := plain.get("policy_kwargs"), Mapping):
         # The command line's are classes already
         names = {cls: name for name, cls in (ACTIVATIONS | OPTIMIZERS).items()}
-        classes = {key: value for key, value in policy_kwargs.items() if isinstance(value, type)}
-        plain["policy_kwargs"] = {**policy_kwargs, **{key: names.get(cls, cls) for key, cls in classes.items()}}
+        plain["policy_kwargs"] = {
+            key: names.get(value, value) if isinstance(value, type) else value for key, value in policy_kwargs.items()
+        }
     if isinstance(plain.get("train_freq"), tuple):
         plain["train_freq"] = list(plain["train_freq"])
     return record({"policy": HYPERPARAMETERS["policy"]}, HYPERPARAMETERS)(plain, "config.yml")

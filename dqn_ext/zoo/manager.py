@@ -98,8 +98,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
             raise InvalidInput(f"{self.config} has no entry for {self.env_name.gym_id}, {why}.") from error
         for kept in (hyperparams, saved_hyperparams):
             # The Zoo's other commands take it for a setting
-            for name in [name for name, value in kept.items() if value is None and name in {"policy", *ZOO_KEYS}]:
-                del kept[name]
+            for name in {"policy", *ZOO_KEYS} & kept.keys():
+                if kept[name] is None:
+                    del kept[name]
         if self.algo == "ddqn" and isinstance(rate := hyperparams.get("learning_rate"), str):
             hyperparams["learning_rate"] = saved_hyperparams["learning_rate"] = read_rate(rate)
         if trial_id is not None:

@@ -94,6 +94,11 @@ def unzipped(content: bytes) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+def in_weights(files: Files) -> dict[str, bytes]:
+    """The members of the zip that policy.pth is."""
+    return unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+
+
 def torch_saved(thing: Any) -> bytes:
     content = io.BytesIO()
     th.save(thing, content)
@@ -351,14 +356,14 @@ def weights_in_the_old_pickle_format(files):
 
 @plain("policy.pth must not be compressed")
 def weights_as_a_bomb(files):
-    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members = in_weights(files)
     members["archive/data/0"] = bytes(2**28)
     edit_model(policy__pth=zipped(members, zipfile.ZIP_DEFLATED))(files)
 
 
 @plain("policy.pth holds more than weights: '__builtin__ bytearray'")
 def weights_that_are_a_few_bytes_and_ask_for_a_gigabyte(files):
-    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members = in_weights(files)
     members["archive/data.pkl"] = b"\x80\x02c__builtin__\nbytearray\nJ" + struct.pack("<i", 2**30) + b"\x85R."
     edit_model(policy__pth=zipped(members))(files)
 
@@ -366,7 +371,7 @@ def weights_that_are_a_few_bytes_and_ask_for_a_gigabyte(files):
 @plain("policy.pth holds more than weights: '__builtin__ bytearray'")
 def weights_in_a_pickle_in_capitals(files):
     """In which PyTorch finds it, too."""
-    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members = in_weights(files)
     del members["archive/data.pkl"]
     members["archive/DATA.PKL"] = b"\x80\x02c__builtin__\nbytearray\nJ" + struct.pack("<i", 2**28) + b"\x85R."
     edit_model(policy__pth=zipped(members))(files)
@@ -375,14 +380,14 @@ def weights_in_a_pickle_in_capitals(files):
 @plain("policy.pth is damaged (something in it stands at several places)")
 def weights_whose_hash_takes_for_ever(files):
     """A tuple of twice a tuple of twice a tuple ..., as the key of a dict."""
-    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members = in_weights(files)
     members["archive/data.pkl"] = b"\x80\x02})" + b"q\x00h\x00\x86" * 60 + b"Ns."
     edit_model(policy__pth=zipped(members))(files)
 
 
 @plain("policy.pth is damaged (a name in it has more than 200 characters)")
 def weights_whose_name_is_a_thousand_times_a_long_one(files):
-    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members = in_weights(files)
     long = b"X" + struct.pack("<I", 2**19) + b"x" * 2**19 + b"q\x00"
     members["archive/data.pkl"] = b"\x80\x02}(" + long + b"h\x00" * 1000 + b"tNs."
     edit_model(policy__pth=zipped(members))(files)
@@ -390,28 +395,28 @@ def weights_whose_name_is_a_thousand_times_a_long_one(files):
 
 @plain("The pickle in policy.pth must not be larger than 1 MB")
 def weights_in_a_long_pickle(files):
-    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members = in_weights(files)
     members["archive/data.pkl"] = b"\x80\x02" + b"]" * 2**20 + b"."
     edit_model(policy__pth=zipped(members))(files)
 
 
 @plain("policy.pth is damaged")
 def weights_in_a_pickle_that_is_cut_off(files):
-    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members = in_weights(files)
     members["archive/data.pkl"] = members["archive/data.pkl"][:-20]
     edit_model(policy__pth=zipped(members))(files)
 
 
 @plain("policy.pth holds more than weights, or is damaged")
 def weights_that_claim_to_be_larger_than_they_are(files):
-    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members = in_weights(files)
     members["archive/data/0"] = members["archive/data/0"][:4]
     edit_model(policy__pth=zipped(members))(files)
 
 
 @plain("policy.pth is not a zip file (it has too many members)")
 def weights_in_a_zip_of_many_members(files):
-    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members = in_weights(files)
     edit_model(policy__pth=zipped({**members, **{f"archive/{i}": b"" for i in range(20_000)}}))(files)
 
 
@@ -464,7 +469,7 @@ def weights_on_no_device(files):
 @plain(HARMLESS)
 def two_directories_in_one_zip(files):
     """Python reads the one before the end record, PyTorch the one that the end record points to, of NaN here."""
-    members = unzipped(unzipped(files[f"ddqn-{ENV}.zip"])["policy.pth"])
+    members = in_weights(files)
     good = zipped(members)
     end = good.rindex(b"PK\5\6")
     (offset,) = struct.unpack_from("<I", good, end + 16)  # of the directory: the other one's is made the same
