@@ -193,9 +193,8 @@ def test_without_the_hook(trained):
 
 def test_every_command_knows_ddqn(tmp_path):
     names = [name for name in COMMANDS if name != "cli"]  # see test_cli
-    for name, process in zip(
-        names, run_several([f"-m rl_zoo3.{name} --help" for name in names], tmp_path), strict=True
-    ):
+    processes = run_several([f"-m rl_zoo3.{name} --help" for name in names], cwd=tmp_path)
+    for name, process in zip(names, processes, strict=True):
         assert "usage" in process.stdout.lower(), name
         if "plots" not in name and name != "benchmark":  # which ask for no algorithm
             assert "ddqn" in process.stdout, name

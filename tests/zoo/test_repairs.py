@@ -63,7 +63,7 @@ def test_requests():
 
 def test_sentences():
     modules = ["train", "utils", "utils", "utils", "load_from_hub", "train", "exp_manager"]
-    sources = [*(f"rl_zoo3.{module}" for module in modules), "optuna.storages._in_memory"]
-    sources += ["stable_baselines3.common.utils"]
+    others = ["optuna.storages._in_memory", "stable_baselines3.common.utils"]
+    sources = [*(f"rl_zoo3.{module}" for module in modules), *others]
     for sentence, module in zip(SENTENCES, sources, strict=True):
         assert sentence in source_of(module)
