@@ -28,7 +28,7 @@ class Recording:
         tensors = [th.as_tensor(np.asarray(value)) for value in inputs]  # numbers stay doubles
         self._types, self._shapes = [tensor.dtype for tensor in tensors], [tensor.shape for tensor in tensors]
         self._sizes = [tensor.numel() for tensor in tensors]
-        # One vector, which goes to the device in one copy; doubles hold whole numbers below 2^53 exactly
+        # One vector, and those of all calls go to the device in one copy; doubles hold whole numbers below 2^53 exactly
         self._inputs = th.zeros(sum(self._sizes), dtype=th.float64, device=device)
         self._total: th.Tensor | None = None  # of what the function has returned
         self._graph: CudaGraph | None = None
@@ -42,9 +42,9 @@ class Recording:
         """
         if self._total is not None:
             self._total.zero_()
-        for values in inputs:
-            vector = th.from_numpy(np.concatenate([np.ravel(value) for value in values], dtype=np.float64))
-            self._inputs.copy_(_staged(vector, self._inputs.device), non_blocking=True)
+        vectors = [np.concatenate([np.ravel(value) for value in values], dtype=np.float64) for values in inputs]
+        for vector in to_device(th.from_numpy(np.stack(vectors)), self._inputs.device):
+            self._inputs.copy_(vector)
             if self._n_calls == N_WARM_UP:
                 self._record()
             if self._graph is not None:
@@ -100,17 +100,11 @@ def _stream(device: th.device) -> th.cuda.Stream:
 
 def to_device(tensor: th.Tensor, device: th.device) -> th.Tensor:
     """``tensor`` on a device, without waiting for what that has yet to do."""
-    return _staged(tensor, device).to(device, non_blocking=True)
-
-
-def _staged(tensor: th.Tensor, device: th.device) -> th.Tensor:
-    """``tensor`` where a copy to the device can take it from while the host goes on."""
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor
-    pinned = th.empty_like(tensor, pin_memory=True)
-    # By NumPy, on this core: PyTorch would wake its threads for it, whose cores the emulators have
-    np.copyto(pinned.numpy(), tensor.numpy())
-    return pinned
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        pageable, tensor = tensor, th.empty_like(tensor, pin_memory=True)
+        # By NumPy, on this core: PyTorch would wake its threads for it, whose cores the emulators have
+        np.copyto(tensor.numpy(), pageable.numpy())
+    return tensor.to(device, non_blocking=True)
 
 
 class HostCopy:

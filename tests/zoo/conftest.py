@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.zoo import forked
+
 GAME = "PongNoFrameskip-v4"
 
 
@@ -17,15 +19,15 @@ def run_python(
     arguments: str, cwd: Path, check: bool = True, stdin: str | None = None, **env: str
 ) -> "subprocess.CompletedProcess[str]":
     """Run ``python ARGUMENTS`` as a user would, in a folder of its own."""
-    process = subprocess.run(
-        [sys.executable, *shlex.split(arguments)],
-        cwd=cwd,
-        input=stdin,
-        text=True,
-        capture_output=True,
-        env={**os.environ, "MPLBACKEND": "agg", "SDL_VIDEODRIVER": "dummy", "OMP_NUM_THREADS": "1", **env},
-        timeout=600,
-    )
+    env = {**os.environ, "MPLBACKEND": "agg", "SDL_VIDEODRIVER": "dummy", "OMP_NUM_THREADS": "1", **env}
+    words = shlex.split(arguments)
+    # The hook is for the start of a process
+    if words[0] == "-m" and "DQN_EXT_NO_HOOK" not in env and sys.platform == "linux":
+        process = subprocess.CompletedProcess(words, *forked.run_module(words[1:], cwd, env, timeout=600))
+    else:
+        process = subprocess.run(
+            [sys.executable, *words], cwd=cwd, input=stdin, text=True, capture_output=True, env=env, timeout=600
+        )
     if check:
         assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     return process
