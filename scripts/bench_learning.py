@@ -375,9 +375,11 @@ def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path:
         left.set_ylim(limits)  # the curves', which such scores may lie far above
         left.set(ylabel="score")
         for axis, (unit, _) in zip(row, shown, strict=True):
+            if not axis.lines:  # no hours that can be compared
+                axis.set_axis_off()
+                continue
             axis.set(title=f"{game(env)}, {n_timesteps:,} steps", xlabel="steps (actions)" if unit == "steps" else unit)
-            if axis.lines:
-                axis.legend(fontsize=8)
+            axis.legend(fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
