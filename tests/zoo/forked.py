@@ -43,7 +43,7 @@ def _run(argv: list[str], cwd: str, env: dict[str, str], folder: str) -> None:
     os.environ.clear()
     os.environ.update(env)
     sys.path[:] = [cwd, *filter(None, sys.path)]
-    sys.argv = argv
+    sys.argv, sys.orig_argv = argv, [sys.executable, "-m", *argv]
     try:
         runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
     except SystemExit:

@@ -221,11 +221,12 @@ def test_what_stands_in_the_folder_for_other_commands(tmp_path):
     run_python("-m rl_zoo3.enjoy --algo ddqn --env CartPole-v1 -f logs --no-render -n 20", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("algo", ["ddqn", "ppo"])
-def test_an_entry_of_ones_own(algo, tmp_path):
+@pytest.mark.parametrize(("algo", "settings"), [("ddqn", "learning_starts:50"), ("ppo", "n_steps:20 batch_size:20")])
+def test_an_entry_of_ones_own(algo, settings, tmp_path):
     """Its ``env_kwargs`` hold for evaluations, too; and its steps may come from the command line."""
     (tmp_path / "pack.yml").write_text("CartPole-v1: {policy: MlpPolicy, env_kwargs: {sutton_barto_reward: true}}")
-    run_python(f"-m rl_zoo3.train --algo {algo} --env CartPole-v1 -conf pack.yml -n 60 --eval-freq 50", cwd=tmp_path)
+    train = f"-m rl_zoo3.train --algo {algo} --env CartPole-v1 -conf pack.yml -n 60 --eval-freq 50 --seed 0"
+    run_python(f"{train} -params {settings}", cwd=tmp_path)
     evaluations = np.load(tmp_path / f"logs/{algo}/CartPole-v1_1/evaluations.npz")
     assert (evaluations["results"] == -1).all()  # of each game, whatever its length
 
