@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import suite as script
 
 from dqn_ext.checkpoint import CheckpointFolder
+from tests.ending import error_of
 from tests.waiting import wait_until
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'dqn-ext[suite]'")
@@ -56,7 +58,7 @@ def check_curves(run: Path, evaluations: list[int]) -> None:
         assert (np.diff(times) > 0).all()
 
 
-def test_on_this_machine(tmp_path: Path) -> None:
+def test_on_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One training is killed and goes on, one starts anew; and the same command again has nothing to do."""
     arguments = "--games CartPole-v1 --algos dqn ddqn --seeds 7 -n 4000 --cpus 0.5 --checkpoint-freq 200"
     zoo_flags = "--eval-freq 1000 --eval-episodes 1 -params learning_starts:200"
@@ -93,11 +95,8 @@ def test_on_this_machine(tmp_path: Path) -> None:
     assert "1 of them finished before" in output
     assert (run / "evaluations.npz").stat().st_mtime == before
 
-    other = start(arguments.replace("4000", "5000"), zoo_flags, tmp_path)
-    output = other.communicate(timeout=120)[0]
-    assert other.returncode == 1
-    assert "holds a run with other flags (-n 4000" in output
-    assert "Traceback" not in output
+    other = f"{arguments.replace('4000', '5000')} -f suite -- {zoo_flags}"
+    assert "holds a run with other flags (-n 4000" in error_of(script.main, other, tmp_path, capsys)
 
 
 @pytest.mark.slow
