@@ -46,7 +46,8 @@ def sample_ddqn_params(
     if "replay_buffer_kwargs" not in fixed and keeps_frames:
         trial.suggest_float("priority_exponent", 0, 0.7)  # 0: uniform replay; 0.7: Schaul et al. 2016, table 3
     if "target_update_interval" not in fixed:
-        trial.suggest_int("target_update_interval", 1, 20_000, log=True)
+        # Images have an update every 2 to 8 transitions: renewed sooner, the target network would be hardly another one
+        trial.suggest_int("target_update_interval", 200 if has_images else 1, 20_000, log=True)
     if "exploration_fraction" not in fixed:
         # Games are evaluated with the epsilon of that moment, and pruned after a third of the evaluations
         trial.suggest_float("exploration_fraction", 0, 0.25 if has_images else 0.5)

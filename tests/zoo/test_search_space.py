@@ -58,6 +58,7 @@ def test_what_is_searched():
         assert set(samples[0]) == names | {name for name, its_entry in others.items() if its_entry is entry}
         for name in names:
             assert len({str(sampled[name]) for sampled in samples}) > 1, name
+        assert (min(sampled["target_update_interval"] for sampled in samples) < 200) == (entry is VECTOR)
 
 
 def test_images_have_an_extractor_always():
