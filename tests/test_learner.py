@@ -68,7 +68,7 @@ def test_each_of_a_hundred_updates_is_the_plain_one(plain, precision, mostly, al
     plain_model = plain[2]
     model = learned({}, precision=precision)[2]
     distances = []
-    for update in range(100 if precision == "float32" else 30):  # it is slow where the hardware lacks it
+    for update in range(100):
         model.policy.load_state_dict(plain_model.policy.state_dict())
         for ours, theirs in zip(model.q_net.parameters(), plain_model.q_net.parameters(), strict=True):
             model.policy.optimizer.state[ours] = deepcopy(plain_model.policy.optimizer.state[theirs])

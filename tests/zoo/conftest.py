@@ -22,7 +22,7 @@ def run_python(
     env = {**os.environ, "MPLBACKEND": "agg", "SDL_VIDEODRIVER": "dummy", "OMP_NUM_THREADS": "1", **env}
     words = shlex.split(arguments)
     # The hook is for the start of a process
-    if words[0] == "-m" and "DQN_EXT_NO_HOOK" not in env and sys.platform == "linux":
+    if words[0] == "-m" and stdin is None and "DQN_EXT_NO_HOOK" not in env and sys.platform == "linux":
         process = subprocess.CompletedProcess(words, *forked.run_module(words[1:], cwd, env, timeout=600))
     else:
         process = subprocess.run(

@@ -3,18 +3,21 @@
 import atexit
 import multiprocessing
 import os
-import runpy
 import sys
 import tempfile
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
+from tests.zoo import one_after_another
+
 IMPORTED = ["torch.utils.tensorboard", "matplotlib.pyplot", "pandas", "scipy.stats", "sqlalchemy", "requests"]
 
 
-def run_module(argv: list[str], cwd: Path, env: dict[str, str], timeout: float) -> tuple[int, str, str]:
+def run_module(words: list[str], cwd: Path, env: dict[str, str], timeout: float) -> tuple[int, str, str]:
     """``python -m MODULE FLAGS`` in a folder, with an environment.
+
+    :param words: the module and its flags
 
     :return: exit code, and what it wrote to stdout and stderr
     """
@@ -23,7 +26,7 @@ def run_module(argv: list[str], cwd: Path, env: dict[str, str], timeout: float) 
     with mock.patch.dict(os.environ, env):  # some are read when a library is imported
         forkserver.ensure_running()
     with tempfile.TemporaryDirectory() as folder:
-        process = context.Process(target=_run, args=(argv, str(cwd), env, folder))
+        process = context.Process(target=_run, args=(words, str(cwd), env, folder))
         process.start()
         process.join(timeout)
         if process.is_alive():
@@ -34,23 +37,15 @@ def run_module(argv: list[str], cwd: Path, env: dict[str, str], timeout: float) 
     return process.exitcode, stdout, stderr
 
 
-def _run(argv: list[str], cwd: str, env: dict[str, str], folder: str) -> None:
+def _run(words: list[str], cwd: str, env: dict[str, str], folder: str) -> None:
     for number, name in enumerate(("stdout", "stderr"), start=1):
         file = os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
-    sys.stdin, sys.stdout, sys.stderr = open(os.devnull), open(1, "w"), open(2, "w")  # noqa: SIM115
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     sys.path[:] = [cwd, *filter(None, sys.path)]
-    sys.argv, sys.orig_argv = argv, [sys.executable, "-m", *argv]
-    try:
-        runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
-    except SystemExit:
-        raise
-    except BaseException:
-        sys.excepthook(*sys.exc_info())  # by which a process of its own would end
-        sys.exit(1)
-    finally:
-        atexit._run_exitfuncs()  # which the end of a fork leaves out
-        sys.stdout.flush()
+    sys.orig_argv = [sys.executable, "-m", *words]
+    code = one_after_another.run_module(*words)
+    atexit._run_exitfuncs()  # which the end of a fork leaves out
+    sys.exit(code)

@@ -5,15 +5,28 @@ import runpy
 import shlex
 import sys
 
-for arguments in json.load(sys.stdin):
-    _, module, *sys.argv[1:] = shlex.split(arguments)  # -m MODULE FLAGS
-    code = 0
+
+def run_module(module: str, *flags: str) -> int:
+    """What ``python -m MODULE FLAGS`` does.
+
+    :return: its exit code
+    """
+    sys.argv = [module, *flags]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
-        code = end.code
+        if not isinstance(end.code, str):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
     except BaseException:
         sys.excepthook(*sys.exc_info())  # by which a process of its own would end
-        code = 1
-    for stream in (sys.stdout, sys.stderr):
-        print(f"### {code or 0}", file=stream, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    for arguments in json.load(sys.stdin):
+        code = run_module(*shlex.split(arguments)[1:])  # -m MODULE FLAGS
+        for stream in (sys.stdout, sys.stderr):
+            print(f"### {code}", file=stream, flush=True)

@@ -133,16 +133,17 @@ STUDY = "--storage study.log --study-name s"
 @pytest.mark.parametrize("env", ["CartPole-v1", "BreakoutNoFrameskip-v4"])
 def test_optimize_and_train_the_trials(env, tmp_path):
     """Through the Zoo's command, trial 0 too, with an entry whose policy_kwargs the trial refines."""
+    has_images = env != "CartPole-v1"
     pack = {
         env: {
-            "policy": "CnnPolicy" if "Breakout" in env else "MlpPolicy",
+            "policy": "CnnPolicy" if has_images else "MlpPolicy",
             "n_timesteps": 100,
             "learning_starts": 50,
-            "learning_rate": 1e-3 if "Breakout" in env else "lin_1e-3",
+            "learning_rate": 1e-3 if has_images else "lin_1e-3",
             "policy_kwargs": "dict(optimizer_kwargs=dict(eps=1e-5))",
         }
     }
-    if "Breakout" in env:
+    if has_images:
         pack[env].update(
             env_wrapper=["stable_baselines3.common.atari_wrappers.AtariWrapper"],
             frame_stack=4,
@@ -170,12 +171,12 @@ def test_optimize_and_train_the_trials(env, tmp_path):
         assert model.train_freq.frequency == expected.pop("train_freq")
         rate = expected.pop("learning_rate")
         assert model.lr_schedule(1) == pytest.approx(rate)
-        assert model.lr_schedule(0.5) == pytest.approx(rate if "Breakout" in env else rate / 2)
+        assert model.lr_schedule(0.5) == pytest.approx(rate if has_images else rate / 2)
         assert (model.gamma, model.double_q) == (0.9, False)
         assert "gamma" not in expected
         for name, value in expected.pop("policy_kwargs").items():
             assert model.policy_kwargs[name] == value
-        if "Breakout" in env:
+        if has_images:
             assert model.replay_buffer_kwargs == {"store": "compressed", **expected.pop("replay_buffer_kwargs")}
         for name, value in expected.items():
             assert getattr(model, name) == value, name
