@@ -333,8 +333,8 @@ def game(env: str) -> str:
 def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path: Path) -> None:
     """Scores over steps and over hours; the mean of the seeds, and from the least to the greatest of them.
 
-    Hours are those of one machine, used in one way, of runs that nothing interrupted; of others it is said that they
-    are left out, and where none is left there are no hours.
+    A game's hours are those of one machine, used in one way, of runs that nothing interrupted; of others it is said
+    that they are left out, and where none is left there are no hours.
     """
     import matplotlib as mpl
 
@@ -378,7 +378,10 @@ def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path:
             if not axis.lines:  # no hours that can be compared
                 axis.set_axis_off()
                 continue
-            axis.set(title=f"{game(env)}, {n_timesteps:,} steps", xlabel="steps (actions)" if unit == "steps" else unit)
+            axis.set(title=f"{game(env)}, {n_timesteps:,} steps", xlabel="steps (actions)")
+            if unit == "hours":
+                ran = next(content for games in timed.values() for content in games[env])
+                axis.set_xlabel(f"hours ({ran['machine']}; threads: {ran['threads']})")
             axis.legend(fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -387,14 +390,19 @@ def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path:
 
 
 def of_one_machine(records: list[dict[str, Any]]) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], list[str]]:
-    """:return: records whose hours can be compared, as :func:`by_label_and_game` has them, and the names of others"""
-    where = [(content["machine"], content["threads"]) for content in records if content["attempts"] == 1]
-    most = max(dict.fromkeys(where), key=where.count, default=None)
+    """Of each game, the machine and number of threads that most labels ran on, else most runs.
+
+    :return: records whose hours can be compared, as :func:`by_label_and_game` has them, and the names of others
+    """
     timed, others = [], []
+    for env in dict.fromkeys(content["env"] for content in records):
+        by_machine = defaultdict(list)
+        for content in records:
+            if content["env"] == env and content["attempts"] == 1:
+                by_machine[content["machine"], content["threads"]].append(content)
+        timed += max(by_machine.values(), key=lambda group: (len(by_label_and_game(group)), len(group)), default=[])
     for content in records:
-        if content["attempts"] == 1 and (content["machine"], content["threads"]) == most:
-            timed.append(content)
-        else:
+        if content not in timed:
             others.append(f"{content['label']} {game(content['env'])} {content['seed']}")
     return by_label_and_game(timed), others
 

@@ -97,15 +97,18 @@ def main() -> None:
             sys.exit(f"Error: {args.run} has {name} {value}, and {args.record} is of {record[name]}.")
 
     final = args.folder / record["algo"] / f"{env}_1"
-    new = final.with_name(final.name + ".new")
+    new, old = (final.with_name(f"{final.name}.{state}") for state in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
     try:
         write(new, agent, args.run, env, training)
         (new / "README.md").write_text(of_card)
         if (size := sum(path.stat().st_size for path in new.rglob("*"))) > MOST_BYTES:
             sys.exit(f"Error: this agent has {size / 1e6:.1f} MB; a trained agent may have {MOST_BYTES / 1e6:g}.")
-        shutil.rmtree(final, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            os.replace(final, old)  # a folder takes no other's place
         os.replace(new, final)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     print(f"{final}: {size / 1e6:.1f} MB")

@@ -229,22 +229,20 @@ def test_interquartile_mean(capsys):
 
 
 def test_hours_are_of_one_machine():
-    records = [
-        {
-            "label": label,
-            "env": "PongNoFrameskip-v4",
-            "seed": seed,
-            "machine": "this one",
-            "threads": threads,
-            "attempts": attempts,
-        }
-        for label, seed, threads, attempts in (("a", 1, 2, 1), ("a", 2, 1, 1), ("b", 1, 1, 1), ("b", 2, 1, 2))
-    ]
+    def record(label, game, seed, threads, attempts=1):
+        fixed = {"env": f"{game}NoFrameskip-v4", "machine": "this one"}
+        return {**fixed, "label": label, "seed": seed, "threads": threads, "attempts": attempts}
+
+    records = [record("a", "Pong", 1, 2), record("a", "Pong", 2, 1), record("b", "Pong", 1, 1)]
+    records += [record("b", "Pong", 2, 1, attempts=2), record("a", "Qbert", 1, 2)]
     timed, others = bench_learning.of_one_machine(records)
     assert others == ["a Pong 1", "b Pong 2"]  # another number of threads; interrupted
-    assert bench_learning.of_one_machine(records[3:])[0] == {}
-    assert timed["a"]["PongNoFrameskip-v4"] == [records[1]]
-    assert timed["b"]["PongNoFrameskip-v4"] == [records[2]]
+    assert timed["a"] == {"PongNoFrameskip-v4": [records[1]], "QbertNoFrameskip-v4": [records[4]]}
+    assert timed["b"] == {"PongNoFrameskip-v4": [records[2]]}
+    assert bench_learning.of_one_machine(records[3:4])[0] == {}
+    # Two labels beside each other tell more than many runs of one
+    more = [record("a", "Pong", seed, 2) for seed in (3, 4, 5)]
+    assert bench_learning.of_one_machine(records[:3] + more)[0]["b"] == timed["b"]
 
 
 def test_ctrl_c_makes_no_record(tmp_path):
