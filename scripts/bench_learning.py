@@ -4,7 +4,7 @@
     # Other settings under a name of their own; flags after -- are the Zoo's
     python scripts/bench_learning.py --games Pong --algos ddqn --label "one step" -n 1000000 -- -params n_steps:1
     # Draw again what has been recorded
-    python scripts/bench_learning.py --games Pong SpaceInvaders --seeds -n 1000000
+    python scripts/bench_learning.py --games Breakout SpaceInvaders --seeds -n 1000000
 
 Each run is the Zoo's own train command. What was interrupted goes on when the same command is given again: ddqn from
 its checkpoints, dqn from those that ``-- -params checkpoint_freq:250000`` has it make (5.6 GB each on Atari, as its

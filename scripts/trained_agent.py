@@ -1,7 +1,7 @@
 """Keep a run's agent as one of the Zoo's trained agents: what playing needs, in a few megabytes, with its card.
 
     python scripts/trained_agent.py logs/learning/ddqn/runs/ddqn-PongNoFrameskip-v4-1/ddqn/PongNoFrameskip-v4_1 \\
-        --record results/learning/ddqn-PongNoFrameskip-v4-1000000-1.json
+        --record results/learning/ddqn-PongNoFrameskip-v4-500000-1.json
     python -m rl_zoo3.enjoy --algo ddqn --env PongNoFrameskip-v4 --folder rl-trained-agents
 
 The record is what scripts/bench_learning.py wrote of the run. The agent is the run's last one, which the record's
