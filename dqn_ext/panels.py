@@ -130,7 +130,7 @@ def frames_per_second(env: VecEnv) -> float:
 def write_video(path: Path, pictures: Iterable[Image.Image], fps: float) -> None:
     """Encode as H.264, in the form that browsers play. A file that stands there is replaced when all is done.
 
-    :param pictures: at least one; of one size, even in width and height
+    :param pictures: at least one; of one size
     :raises InvalidInput: where ``path`` cannot be written
     """
     unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
@@ -146,7 +146,7 @@ def write_video(path: Path, pictures: Iterable[Image.Image], fps: float) -> None
         os.replace(unfinished, path)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise InvalidInput(f"The video {path} could not be written ({reason}); -o names another folder.") from error
+        raise InvalidInput(f"The video {path} could not be written ({reason}).") from error
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -129,6 +129,12 @@ def test_settings_that_change_on_the_way(tmp_path: Path) -> None:
     assert suite.returncode == 1
     assert "gamma is 0.9 there and 0.8 here Give the suite another folder, -f." in output
     assert not (tmp_path / "suite/runs/ddqn-CartPole-v1-1/finished").exists()
+    # With the old ones it goes on: nothing of the other run is left, for which it would be taken
+    pack.write_text(text)
+    suite = start(arguments, f"-conf {pack}", tmp_path)
+    output = suite.communicate(timeout=200)[0]
+    assert suite.returncode == 0, output
+    assert "Going on from step" in output
 
 
 @pytest.mark.slow

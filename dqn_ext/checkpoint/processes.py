@@ -28,6 +28,17 @@ class UnsignalledSubprocVecEnv(SubprocVecEnv):
         # wait for them: a priority of 0 comes before that
         Finalize(self, _kill, args=(self.processes,), exitpriority=0)
 
+    def close(self) -> None:
+        """Cf. SB3's, which first takes the answers to a step that was begun, and waits for those that are taken."""
+        if self.waiting and not self.closed:
+            _kill(self.processes)
+            for process in self.processes:
+                process.join()
+            for remote in self.remotes:
+                remote.close()
+            self.closed = True
+        super().close()
+
 
 def _kill(processes: Iterable[BaseProcess]) -> None:
     for process in processes:

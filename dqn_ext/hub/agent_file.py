@@ -116,7 +116,7 @@ _WRAPPERS = {
         {
             "noop_max": whole(0, 1000),
             "frame_skip": whole(1, 1000),
-            "screen_size": whole(1, 1024),
+            "screen_size": whole(1, 256),  # and 64 of them: at most MAX_OBSERVATION
             "terminal_on_life_loss": flag,
             "clip_reward": flag,
             "action_repeat_probability": number(0, 1),
@@ -144,7 +144,7 @@ HYPERPARAMETERS: dict[str, Check] = {
     "n_envs": whole(1, 2**16),
     "env_wrapper": either(sequence(_wrapper, 1), _wrapper),
     "vec_env_wrapper": one_of("dqn_ext.atari.native_when_training"),  # imported by name, too
-    "frame_stack": whole(1, 1024),
+    "frame_stack": whole(1, 64),
     "normalize": either(flag, _normalize),
     "learning_rate": either(text(r"lin_(\d{1,9}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,2})?"), number(0)),
     "buffer_size": whole(1, _MANY),
@@ -185,12 +185,15 @@ _statistics = record(
     }
 )
 _env_kwarg = either(one_of("rgb", "ram", "grayscale", None), flag, number())
+_known_env_kwargs: dict[str, Check] = {"frameskip": whole(1, 100)}  # a step of many more would have no end
 _version = text(r"[\w.+!-]{1,60}")
 
 
 def _env_kwargs(value: Any, name: str) -> dict[str, Any]:
     names = value if type(value) is dict else ()
-    return record({}, {text(r"[a-z]\w{0,60}")(key, f"{name}'s name"): _env_kwarg for key in names})(value, name)
+    for key in names:
+        text(r"[a-z]\w{0,60}")(key, f"{name}'s name")
+    return record({}, {key: _known_env_kwargs.get(key, _env_kwarg) for key in names})(value, name)
 
 
 check_env_id = text(r"([\w-]{1,60}/)?[\w.-]{1,100}-v\d{1,3}")

@@ -6,6 +6,8 @@ metric at ``+/-``. An agent's score there is its mean minus its standard deviati
 
 import json
 import math
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,8 @@ def write_card(folder: Path, repo_id: str, results: dict[str, Any], hyperparams:
             dataset_id=env_id,
         ),
     }
+    env_kwargs = env_kwargs_flag(results["env_kwargs"])
+    changed = f"\n| Environment | {env_kwargs} |" if env_kwargs else ""
     agent = f"--algo {algo} --env {env_id}"
     name = env_id.replace("/", "-")
     load = f"python -m rl_zoo3.load_from_hub {agent} -orga {organization} -f logs/"
@@ -75,7 +79,7 @@ Trained with [dqn-ext](https://pypi.org/project/dqn-ext/), a plugin for
 |---|---|
 | Score | {score}, mean and standard deviation of {n_episodes} full games |
 | Scores | {", ".join(f"{reward:g}" for reward in results["episode_rewards"])} |
-| What counts | the game's own score: not clipped, and no life lost ends a game |
+| What counts | the game's own score: not clipped, and no life lost ends a game |{changed}
 | Actions | {f"epsilon-greedy, epsilon {epsilon:g}" if epsilon else "greedy"} |
 | Training | {results["num_timesteps"]} steps (actions), seed {results["seed"]} |
 | Evaluated | {results["eval_datetime"]}, seed {results["eval_seed"]} |
@@ -96,7 +100,7 @@ python -m rl_zoo3.enjoy {agent} -f logs/
 ## Go on training it
 
 ```bash
-python -m rl_zoo3.train {agent} -f logs/ -i logs/{algo}/{name}_1/{name}.zip -params \\
+python -m rl_zoo3.train {agent} -f logs/ -i logs/{algo}/{name}_1/{name}.zip {env_kwargs and env_kwargs + " "}-params \\
   exploration_initial_eps:{hyperparams.get("exploration_final_eps", 0.05):g} learning_starts:1000
 ```
 
@@ -110,6 +114,12 @@ This continues the Q-network. The optimizer, the target network and the replay m
 """,
         encoding="utf-8",
     )
+
+
+def env_kwargs_flag(env_kwargs: Mapping[str, Any]) -> str:
+    """As the Zoo's commands take them; empty where there are none."""
+    words = [f"{name}:{value!r}" for name, value in env_kwargs.items()]
+    return shlex.join(["--env-kwargs", *words]) if words else ""
 
 
 _SAFE = (

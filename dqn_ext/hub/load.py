@@ -104,7 +104,8 @@ class HubFiles:
 
     def __init__(self, original: Callable[[str, str], str]) -> None:
         self.original = original
-        self.folders: dict[str, tempfile.TemporaryDirectory[str]] = {}  # they go with this process
+        self.folders: dict[str, Path] = {}  # the newest of each repository
+        self._kept: list[tempfile.TemporaryDirectory[str]] = []  # until this process ends: somebody has their paths
 
     def __call__(self, repo_id: str, filename: str) -> str:
         """:raises InvalidInput: where the agent cannot be loaded safely"""
@@ -122,10 +123,11 @@ class HubFiles:
         if filename.endswith(".zip") and algo in ALGORITHMS:
             folder = tempfile.TemporaryDirectory(prefix="dqn_ext_hub_")
             download(repo_id, algo, env_name, Path(folder.name), HfApi())
-            self.folders[repo_id] = folder
+            self._kept.append(folder)
+            self.folders[repo_id] = Path(folder.name)
         elif repo_id not in self.folders:
             return self.original(repo_id, filename)
-        path = Path(self.folders[repo_id].name, filename)
+        path = self.folders[repo_id] / filename
         if not path.is_file():
             raise EntryNotFoundError(f"{repo_id} has no {filename}")
         return str(path)

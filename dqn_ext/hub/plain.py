@@ -156,6 +156,13 @@ def _tuple(loader: Any, node: Any) -> list[Any]:
     return loader.construct_sequence(node, deep=True)
 
 
+def _int(loader: Any, node: Any) -> int:
+    if len(node.value) > 100:  # to the base 60, "1:1:1 ...", it would take the square of that
+        raise yaml.YAMLError("a number in it is too long")
+    return loader.construct_yaml_int(node)
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _int)
 _PlainLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _ordered_dict)
 _PlainLoader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 

@@ -8,18 +8,19 @@ import argparse
 import datetime
 import functools
 import re
+import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import imageio_ffmpeg
 import numpy as np
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from PIL import Image
 from stable_baselines3 import DQN
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
@@ -28,10 +29,20 @@ from dqn_ext import __version__
 from dqn_ext.errors import InvalidInput
 from dqn_ext.hub import metrics
 from dqn_ext.hub.agent_file import ALGORITHMS, DESCRIPTION, WEIGHTS, Agent
-from dqn_ext.hub.card import CARD, CURVE, RESULTS, VIDEO, check, draw_curve, write_card, write_results
+from dqn_ext.hub.card import (
+    CARD,
+    CURVE,
+    RESULTS,
+    VIDEO,
+    check,
+    draw_curve,
+    env_kwargs_flag,
+    write_card,
+    write_results,
+)
 from dqn_ext.hub.client import one_sentence
-from dqn_ext.hub.plain import read_expression
-from dqn_ext.panels import frames_per_second
+from dqn_ext.hub.plain import read_expression, short
+from dqn_ext.panels import frames_per_second, write_video
 
 CONFIG = ("config.yml", "args.yml", "env_kwargs.yml", "vec_normalize.pkl", "train_eval_metrics.zip")
 FILES = {DESCRIPTION, WEIGHTS, CARD, CURVE, RESULTS, VIDEO, *CONFIG}
@@ -98,10 +109,9 @@ def package_to_hub(
     hyperparams = without_folders(hyperparams)
     trained_with = hyperparams.pop("env_kwargs", None) or {}
     if any(env_kwargs.get(name) != value for name, value in trained_with.items()):
-        again = " ".join(f"{name}:{value!r}" for name, value in trained_with.items())
         raise InvalidInput(
             f"The score would be of another environment: push_to_hub does not read the env_kwargs of config.yml; "
-            f"give them again: --env-kwargs {again}"
+            f"give them again: {env_kwargs_flag(trained_with)}"
         )
     env_kwargs = {name: value for name, value in env_kwargs.items() if name != "render_mode"}
     folder = Path(local_repo_path, repo_id.split("/")[1])
@@ -139,6 +149,7 @@ def package_to_hub(
         "episode_rewards": [float(reward) for reward in rewards],
         "algo": algo_name,
         "env_id": env_name.gym_id,
+        "env_kwargs": env_kwargs,
         "exploration_rate": 0.0 if is_deterministic else float(model.exploration_rate),
         "num_timesteps": int(model.num_timesteps),
         "seed": args.get("seed"),
@@ -146,12 +157,12 @@ def package_to_hub(
     write_results(folder, results)
     if generate_video and video_length > 0:
         try:
-            seconds = record_video(model, eval_env, folder / VIDEO, video_length, is_deterministic)
-            if seconds <= 1:
+            fps = frames_per_second(eval_env)
+            write_video(folder / VIDEO, film(model, eval_env, video_length, is_deterministic), fps)
+            if (seconds := video_length / fps) <= 1:
                 print(f"The video lasts {seconds:.1f} s; -n {4 * video_length} makes a longer one")
         except Exception as error:  # of the environment, or of ffmpeg: the rest is worth a push
             print(f"There is no video: {error}")
-            (folder / VIDEO).unlink(missing_ok=True)
     draw_curve(log_path, _frame_skip(hyperparams), folder / CURVE)
     packages = ("stable-baselines3", "rl-zoo3", "gymnasium", "torch")
     versions = {"dqn-ext": __version__, **{name: version(name) for name in packages}}
@@ -159,7 +170,7 @@ def package_to_hub(
 
     show(folder, with_card=dry_run)
     if dry_run:
-        print(f"Nothing has been sent. To send this folder: {_command(folder, repo_id)}")
+        print(f"Nothing has been sent. To send this folder: {_command(folder, repo_id, commit_message)}")
     else:
         send(folder, repo_id, commit_message)
 
@@ -209,32 +220,19 @@ def _frame_skip(hyperparams: Mapping[str, Any]) -> int:
     return 1
 
 
-def record_video(model: DQN, env: VecEnv, path: Path, n_steps: int, deterministic: bool) -> float:
-    """Film an agent.
+def film(model: DQN, env: VecEnv, n_steps: int, deterministic: bool) -> Iterator[Image.Image]:
+    """What an agent's environment looks like before each of so many steps.
 
-    :param path: of the mp4 file (H.264, which browsers play)
-    :param n_steps: a frame each
-    :return: seconds that the video lasts
+    :raises InvalidInput: where it draws nothing
     """
-    fps = frames_per_second(env)
-    writer: Any = None
     observations = env.reset()
     for _ in range(n_steps):
         frame = env.render()
         if frame is None:
             raise InvalidInput("the environment draws no frames.")
-        if writer is None:
-            height, width = frame.shape[:2]
-            writer = imageio_ffmpeg.write_frames(
-                str(path), (width, height), fps=fps, macro_block_size=2, output_params=["-movflags", "+faststart"]
-            )
-            writer.send(None)
-        writer.send(np.ascontiguousarray(frame))
+        yield Image.fromarray(frame)
         actions, _ = model.predict(observations, deterministic=deterministic)  # type: ignore[arg-type]
         observations = env.step(actions)[0]
-    if writer is not None:
-        writer.close()
-    return n_steps / fps
 
 
 def show(folder: Path, with_card: bool) -> None:
@@ -261,7 +259,7 @@ def send(folder: Path, repo_id: str, commit_message: str, api: HfApi | None = No
     api = api or HfApi()
     if not (folder / CARD).is_file():
         raise InvalidInput(f"{folder} has no {CARD}: it is not a folder that push_to_hub has prepared.")
-    after = f"The prepared folder is kept; to try again: {_command(folder, repo_id)}"
+    after = f"The prepared folder is kept; to try again: {_command(folder, repo_id, commit_message)}"
     with one_sentence(f"Pushing to {repo_id}", after):
         if not api.token and huggingface_hub.get_token() is None:
             raise huggingface_hub.errors.LocalTokenNotFoundError
@@ -271,7 +269,7 @@ def send(folder: Path, repo_id: str, commit_message: str, api: HfApi | None = No
         agent, other = check(str(folder)).env_id, _trained_on(repository)
         if remote and other != agent:
             raise InvalidInput(
-                f"{repo_id} is taken: it holds {f'an agent for {other}' if other else 'something else'}. Choose "
+                f"{repo_id} is taken: it holds {f'an agent for {short(other)}' if other else 'something else'}. Choose "
                 f"another name with -name. The prepared folder {folder} is kept."
             )
         paths = files_of(folder)
@@ -290,10 +288,12 @@ def send(folder: Path, repo_id: str, commit_message: str, api: HfApi | None = No
 
 
 def _trained_on(repository: Any) -> str:
-    """The environment that a repository's card names, as the leaderboard would find it."""
-    results = repository.card_data.eval_results if repository.card_data is not None else None
-    return results[0].dataset_name if results else ""
+    """The environment that the card of a ``dqn`` or ``ddqn`` names, as the leaderboard would find it."""
+    card = repository.card_data
+    if card is None or not card.eval_results or str(card.model_name).lower() not in ALGORITHMS:
+        return ""
+    return card.eval_results[0].dataset_name
 
 
-def _command(folder: Path, repo_id: str) -> str:
-    return f"python -m dqn_ext.hub push {folder} {repo_id}"
+def _command(folder: Path, repo_id: str, commit_message: str) -> str:
+    return shlex.join(["python", "-m", "dqn_ext.hub", "push", str(folder), repo_id, "-m", commit_message])

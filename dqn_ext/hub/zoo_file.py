@@ -29,12 +29,13 @@ from dqn_ext.hub.agent_file import (
     describe_space,
     plain_hyperparameters,
 )
-from dqn_ext.hub.plain import number, read_json, read_yaml, whole
+from dqn_ext.hub.plain import number, read_json, read_yaml, short, whole
 
 MAX_CONFIG, MAX_DATA = 2**18, 2**23  # bytes of YAML, and of the zip's JSON
 # Bytes of a zip's list of members: Python reads all of it, and makes eight times as much of it
 MAX_DIRECTORY = 2**20
-MAX_PICKLE, MAX_NAME = 2**20, 200  # bytes that say what a policy's tensors are, and characters of a name in them
+MAX_PICKLE = 2**16  # bytes that say what a policy's tensors are
+MAX_TUPLES = 4000  # in them, of which each tensor has some five: the hash of one in another in another ... has no end
 
 
 def read(model: Path, config: Path, args: Path, algo: str, env_name: str) -> Agent:
@@ -125,6 +126,8 @@ def _read_weights(content: bytes) -> dict[str, th.Tensor]:
         # Written anew, since PyTorch may find other members in a zip than Python does
         room = len(content)
         for name in dict.fromkeys(archive.namelist()):
+            if not re.fullmatch(r"[\w.-]{1,60}/[\w./-]{1,60}", name, re.ASCII):
+                raise InvalidInput(f"policy.pth must not have a member {short(name)}.")
             member = read_member(archive, name, room)
             room -= len(member)
             if name.lower().endswith("data.pkl"):  # PyTorch finds it in any case
@@ -138,7 +141,7 @@ def _read_weights(content: bytes) -> dict[str, th.Tensor]:
             raise ValueError("weights that are not there")
         return found
     except Exception as error:  # pickle, zipfile and torch each have their own
-        raise InvalidInput(f"policy.pth holds more than weights, or is damaged ({str(error)[:80]}).") from error
+        raise InvalidInput(f"policy.pth holds more than weights, or is damaged ({short(str(error))}).") from error
 
 
 def _check_stored(archive: zipfile.ZipFile, name: str) -> None:
@@ -155,17 +158,23 @@ def _check_pickle(content: bytes) -> None:
     """Look through it, without doing what it says.
 
     Only names may stand in it at several places, and short ones: of a tuple of twice the same tuple, and so on, the
-    hash and the text take twice as long with each.
+    hash and the text take twice as long with each. And only such as SB3's: a file of the zip goes by many names, which
+    differ in their case, or behind a zero, and would be read once for each.
     """
     if len(content) > MAX_PICKLE:
-        raise InvalidInput(f"The pickle in policy.pth must not be larger than {MAX_PICKLE >> 20} MB.")
-    names, may_come_again, before = [], set(), ""
+        raise InvalidInput(f"The pickle in policy.pth must not be larger than {MAX_PICKLE >> 10} KB.")
+    names, may_come_again, before, n_tuples = [], set(), "", 0
     try:
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name.endswith("GLOBAL"):
                 names.append(str(argument))
-            elif opcode.name.endswith("UNICODE") and len(str(argument)) > MAX_NAME:
-                raise ValueError(f"a name in it has more than {MAX_NAME} characters")
+            elif opcode.name.endswith(("UNICODE", "STRING")):
+                if not re.fullmatch(r"[a-z0-9_.:]{0,200}", str(argument)):
+                    raise ValueError("a name in it is not one of weights")
+            elif "TUPLE" in opcode.name:
+                n_tuples += 1
+                if n_tuples > MAX_TUPLES:
+                    raise ValueError(f"it has more than {MAX_TUPLES} tuples")
             elif opcode.name.endswith("PUT") and before.endswith(("GLOBAL", "UNICODE")):
                 may_come_again.add(argument)
             elif opcode.name.endswith("PUT"):
@@ -174,7 +183,7 @@ def _check_pickle(content: bytes) -> None:
                 raise ValueError("something in it stands at several places")
             before = opcode.name
     except Exception as error:  # ValueError, UnicodeDecodeError, ...
-        raise InvalidInput(f"policy.pth is damaged ({str(error)[:80]}).") from error
+        raise InvalidInput(f"policy.pth holds more than weights, or is damaged ({short(str(error))}).") from error
     for name in names:
         if name not in _OF_TENSORS and not re.fullmatch(r"torch \w+Storage", name):
             raise InvalidInput(f"policy.pth holds more than weights: {name[:80]!r}.")

@@ -20,10 +20,12 @@ from optuna.trial import TrialState
 from rl_zoo3 import exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
 
 from dqn_ext import atari
 from dqn_ext.checkpoint import CheckpointFolder, InUse, ResumeCallback, Unusable, differences
+from dqn_ext.checkpoint.plain import set_attributes
 from dqn_ext.checkpoint.processes import UnsignalledSubprocVecEnv
 from dqn_ext.ddqn import DDQN, check_model_file
 from dqn_ext.errors import Diverged, InvalidInput
@@ -97,12 +99,16 @@ class ExperimentManager(exp_manager.ExperimentManager):
             why = "nor one called atari" if error.args == ("atari",) else f"that can be read: {error!r}"
             raise InvalidInput(f"{self.config} has no entry for {self.env_name.gym_id}, {why}.") from error
         for kept in (hyperparams, saved_hyperparams):
+            if self.n_timesteps > 0:
+                kept.setdefault("n_timesteps", self.n_timesteps)  # which the Zoo's benchmark asks for
             # The Zoo's other commands take it for a setting
             for name in {"policy", *ZOO_KEYS} & kept.keys():
                 if kept[name] is None:
                     del kept[name]
-        if self.algo == "ddqn" and isinstance(rate := hyperparams.get("learning_rate"), str):
-            hyperparams["learning_rate"] = saved_hyperparams["learning_rate"] = read_rate(rate)
+        if self.algo == "ddqn":
+            for name, read in (("learning_rate", read_rate), ("n_timesteps", read_steps)):
+                if isinstance(text := hyperparams.get(name), str):
+                    hyperparams[name] = saved_hyperparams[name] = read(text)
         if trial_id is not None:
             if not (self.storage and self.study_name):
                 raise InvalidInput("--trial-id needs --storage and --study-name, which say where the trial is.")
@@ -180,10 +186,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
         return processed
 
     def _as_the_zoo(self, hyperparams: dict[str, Any]) -> Any:
-        """What the Zoo does, which deletes an ``n_timesteps`` that may be absent, and forgets an entry's ``env_kwargs``
-        when it makes environments to evaluate in."""
-        if self.n_timesteps > 0:
-            hyperparams.setdefault("n_timesteps", self.n_timesteps)
+        """What the Zoo does, which forgets an entry's ``env_kwargs`` when it makes environments to evaluate in."""
         processed = super()._preprocess_hyperparams(hyperparams)
         if self.optimize_hyperparameters and self.n_evaluations < 1:
             raise InvalidInput(f"--n-evaluations must be at least 1, not {self.n_evaluations}.")
@@ -235,7 +238,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 except InvalidInput as error:
                     print(f"{error} This is a run of its own.", file=sys.stderr)
             elif mismatches and not told:
-                print(f"{run} has not come to its end, but it is another run than this: {mismatches[0]}")
+                # At once: who has asked for that one may end this, before it has begun
+                print(f"{run} has not come to its end, but it is another run than this: {mismatches[0]}", flush=True)
                 told = True
         return None
 
@@ -276,7 +280,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 raise
             good = self._resume.folder.at(steps[0])
             if (normalization := model.get_vec_normalize_env()) is not None:
-                # Where the Zoo looks for them when it goes on from an agent
+                # Those of that state; where the Zoo looks for them when it goes on from an agent
+                kept = th.load(good / "state.pt", map_location="cpu", weights_only=True)
+                set_attributes(normalization, kept["normalization"])
                 averages = good / str(self.env_name) / "vecnormalize.pkl"
                 averages.parent.mkdir(exist_ok=True)
                 normalization.save(str(averages))
@@ -313,7 +319,16 @@ class ExperimentManager(exp_manager.ExperimentManager):
             env = gym.make(self.env_name.gym_id, **self.env_kwargs)
             return env if env_wrapper is None else env_wrapper(env)
 
-        env: VecEnv = DummyVecEnv([make_env])
+        try:
+            get_device(self.device)
+        except RuntimeError as error:
+            raise InvalidInput(f"--device must be auto or one of PyTorch's, cuda say, not {self.device!r}.") from error
+        try:
+            env: VecEnv = DummyVecEnv([make_env])
+        except Exception as error:  # each game has its own
+            if not self.env_kwargs:
+                raise
+            raise InvalidInput(f"{self.env_name.gym_id} takes no env_kwargs {self.env_kwargs}: {error}") from error
         try:
             if not isinstance(env.action_space, spaces.Discrete):
                 raise InvalidInput(
@@ -438,6 +453,17 @@ def read_rate(text: str) -> float | str:
     raise InvalidInput(
         f"learning_rate must be a number above 0, or one that decays to 0 as lin_1e-4 does, not {text!r}."
     )
+
+
+def read_steps(text: str) -> int:
+    """A number of steps that YAML takes for a word, as it does ``1e6``.
+
+    :raises InvalidInput: on anything else
+    """
+    with suppress(ValueError, OverflowError):
+        if (steps := int(float(text))) > 0:
+            return steps
+    raise InvalidInput(f"n_timesteps must be a number of steps above 0, not {text!r}.")
 
 
 def _in_words(value: Any) -> str:

@@ -5,6 +5,7 @@ A repair that finds its fault gone does nothing, and ``tests/zoo/test_repairs.py
 (The missing ``requests``, which ``rl_zoo3.load_from_hub`` imports, is simply one of our dependencies.)
 """
 
+import argparse
 import atexit
 import os
 import shutil
@@ -29,6 +30,7 @@ def apply() -> None:
         read_model_cards,
         edit_commands,
         provide_ffmpeg,
+        name_unreadable_settings,
         print_one_sentence,
     ):
         repair()
@@ -93,6 +95,11 @@ EDITS = {
         '["python", "-m", "rl_zoo3.record_video"',
         '[__import__("sys").executable, "-m", "dqn_ext.zoo", "record_video"',
     ),
+    # Forgets the env_kwargs of an entry, which enjoy.py takes
+    "rl_zoo3.record_video": (
+        "    env_kwargs = {}\n",
+        "    env_kwargs = dict(hyperparams.pop('env_kwargs', None) or {})\n",
+    ),
     # No ddqn among its off-policy algorithms; sends an agent's weights twice, an earlier push's files again, and a card
     # that tells nobody how to load it
     "rl_zoo3.push_to_hub": (
@@ -144,6 +151,27 @@ def provide_ffmpeg() -> None:
     except OSError:  # Windows asks for a privilege
         shutil.copy(binary, link)
     os.environ["PATH"] = os.environ.get("PATH", os.defpath) + os.pathsep + folder
+
+
+def name_unreadable_settings() -> None:
+    """Of ``-params`` and its like the Zoo evaluates the values; a word without quotes is a name that is not defined."""
+    store_dict = zoo_attribute("rl_zoo3.utils", "StoreDict")
+    evaluate = store_dict.__call__
+
+    def __call__(
+        self: Any, parser: Any, namespace: Any, values: Sequence[str], option_string: str | None = None
+    ) -> None:
+        for value in values:
+            try:
+                evaluate(self, parser, argparse.Namespace(), [value], option_string)
+            except Exception as error:
+                raise InvalidInput(
+                    f"{option_string} {value} cannot be read: it must be NAME:VALUE with a value of Python's, "
+                    f"words in quotes within quotes, \"policy:'CnnPolicy'\" ({error})."
+                ) from error
+        evaluate(self, parser, namespace, values, option_string)
+
+    store_dict.__call__ = __call__
 
 
 # The Zoo's own, which name the game, the agent or the folder, one of Optuna's and one of SB3's

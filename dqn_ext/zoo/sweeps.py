@@ -166,11 +166,9 @@ class _Journal(JournalStorage, BaseHeartbeat):
         self._watch, self._interval = _Watch(), interval
         # Optuna's other lock is a link to the path as it was typed; where that leads nowhere, from the lock's folder or
         # on another machine, a killed worker's is never broken
-        lock = JournalFileOpenLock(path)
-        backend = JournalFileBackend(path, lock)
-        with get_lock_file(lock):
-            _cut_torn_line(path)
-        super().__init__(backend)
+        file = _JournalFile(path, JournalFileOpenLock(path))
+        file.cut_torn_line()
+        super().__init__(file)
 
     def get_heartbeat_interval(self) -> int:
         return self._interval
@@ -192,12 +190,22 @@ class _Journal(JournalStorage, BaseHeartbeat):
         ]
 
 
-def _cut_torn_line(path: str) -> None:
-    """Take off what a full disk or a crash has left of a last line: the next one would be written behind it."""
-    with open(path, "r+b") as file:
-        content = file.read()
-        if len(content) != (whole := content.rfind(b"\n") + 1):
-            file.truncate(whole)
+class _JournalFile(JournalFileBackend):
+    """Optuna's, whose lines are whole."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        try:
+            super().append_logs(logs)
+        except OSError:
+            self.cut_torn_line()
+            raise
+
+    def cut_torn_line(self) -> None:
+        """Take off what a full disk or a crash has left of a last line: the next one would be written behind it."""
+        with get_lock_file(self._lock), open(self._file_path, "r+b") as file:
+            content = file.read()
+            if len(content) != (whole := content.rfind(b"\n") + 1):
+                file.truncate(whole)
 
 
 def _without_password(storage: str) -> str:

@@ -31,7 +31,7 @@ def test_values_that_the_leaderboard_cannot_read(value):
         parse_value(value)
 
 
-def card(folder, mean, std, n_games, env_id=GAME):
+def card(folder, mean, std, n_games, env_id=GAME, **env_kwargs):
     results = {
         "mean_reward": mean,
         "std_reward": std,
@@ -41,6 +41,7 @@ def card(folder, mean, std, n_games, env_id=GAME):
         "episode_rewards": [mean] * n_games,
         "algo": "ddqn",
         "env_id": env_id,
+        "env_kwargs": env_kwargs,
         "exploration_rate": 0.01,
         "num_timesteps": 100,
         "seed": 1,
@@ -62,6 +63,17 @@ def test_the_bar_and_luck(tmp_path):
     assert "luck" in str(card(tmp_path, 300.0, 95.0, 100))
     assert "luck" not in str(card(tmp_path, 500.0, 0.0, 10, "CartPole-v1"))
     assert "course" not in str(card(tmp_path, 500.0, 0.0, 10, "CartPole-v1"))
+
+
+def test_another_environment_is_said_so(tmp_path):
+    card(tmp_path, 300.0, 82.0, 10, repeat_action_probability=0.25, obs_type="ram")
+    text = (tmp_path / "README.md").read_text()
+    flag = "--env-kwargs repeat_action_probability:0.25 'obs_type:'\"'\"'ram'\"'\"''"
+    assert f"| Environment | {flag} |\n" in text
+    assert f".zip {flag} -params" in text
+    card(tmp_path, 300.0, 82.0, 10)
+    assert "nvironment |" not in (text := (tmp_path / "README.md").read_text())
+    assert ".zip -params" in text
 
 
 def test_what_is_missing(tmp_path):

@@ -158,7 +158,7 @@ def edit_description(**changes: Any) -> Case:
             for part in path:
                 place = place.setdefault(part, {})
             place[last] = value
-        files["agent.json"] = json.dumps(description).encode()
+        files["agent.json"] = json.dumps(description).replace("MARKER", str(MARKER)).encode()
 
     return edit
 
@@ -218,6 +218,11 @@ EDITS = {
         {"normalization": {key: {"mean": 0.0, "var": 1.0, "count": 1} for key in ("obs", "ret")}},
         "must have a normalization where",
     ),
+    "a step without end": (
+        {"env_kwargs": {"frameskip": 10**9}},
+        "frameskip must be a whole number from 1 to 100",
+    ),
+    "stacks without end": ({"hyperparameters__frame_stack": 1024}, "frame_stack must be a whole number from 1 to 64"),
     "file of the environment's": ({"env_kwargs": {"xml_file": "/etc/passwd"}}, "env_kwargs.xml_file must be"),
     "dunder in env_kwargs": ({"env_kwargs": {"__class__": 1}}, "env_kwargs's name must match"),
     "version as markup": ({"versions": {"dqn-ext": "<script>"}}, "versions.dqn-ext must match"),
@@ -377,7 +382,7 @@ def weights_in_a_pickle_in_capitals(files):
     edit_model(policy__pth=zipped(members))(files)
 
 
-@plain("policy.pth is damaged (something in it stands at several places)")
+@plain("or is damaged ('something in it stands at several places')")
 def weights_whose_hash_takes_for_ever(files):
     """A tuple of twice a tuple of twice a tuple ..., as the key of a dict."""
     members = in_weights(files)
@@ -385,22 +390,63 @@ def weights_whose_hash_takes_for_ever(files):
     edit_model(policy__pth=zipped(members))(files)
 
 
-@plain("policy.pth is damaged (a name in it has more than 200 characters)")
+@plain("or is damaged ('a name in it is not one of weights')")
 def weights_whose_name_is_a_thousand_times_a_long_one(files):
     members = in_weights(files)
-    long = b"X" + struct.pack("<I", 2**19) + b"x" * 2**19 + b"q\x00"
+    long = b"X" + struct.pack("<I", 2**15) + b"x" * 2**15 + b"q\x00"
     members["archive/data.pkl"] = b"\x80\x02}(" + long + b"h\x00" * 1000 + b"tNs."
     edit_model(policy__pth=zipped(members))(files)
 
 
-@plain("The pickle in policy.pth must not be larger than 1 MB")
+@plain("or is damaged ('a name in it is not one of weights')")
+def one_tensor_by_a_thousand_names(files):
+    """PyTorch finds a file of the zip by any of them, and reads it once for each."""
+    members = in_weights(files)
+    members["archive/data/aaa"] = bytes(4 * 2**20)
+    storages = b""
+    for name in ("aaa", "aAa", "AAA"):
+        words = [b"X" + struct.pack("<I", len(word)) + word for word in (b"storage", name.encode(), b"cpu")]
+        number = b"J" + struct.pack("<i", 2**20)
+        storages += b"(" + words[0] + b"ctorch\nFloatStorage\n" + words[1] + words[2] + number + b"tQ"
+    members["archive/data.pkl"] = b"\x80\x02" + storages + b"."
+    edit_model(policy__pth=zipped(members))(files)
+
+
+@plain("or is damaged ('it has more than 4000 tuples')")
+def weights_that_are_a_tuple_in_a_tuple_in_a_tuple(files):
+    """As the key of a dict: its hash would take all of the stack, and Python with it."""
+    members = in_weights(files)
+    members["archive/data.pkl"] = b"\x80\x02})" + b"\x85" * 60_000 + b"Ns."
+    edit_model(policy__pth=zipped(members))(files)
+
+
+@plain("policy.pth holds more than weights, or is damaged")
+def weights_that_write_on_the_terminal(files):
+    """PyTorch's message has the byte order as it stands there."""
+    members = in_weights(files)
+    members["archive/byteorder"] = b"\x1b]52;c;eA==\x07"
+    edit_model(policy__pth=zipped(members))(files)
+
+
+@plain("policy.pth must not have a member 'archive/\\x1b[2J\\nAll is well'")
+def a_member_that_writes_on_the_terminal(files):
+    edit_model(policy__pth=zipped({**in_weights(files), "archive/\x1b[2J\nAll is well": b""}))(files)
+
+
+@plain("policy.pth must not have a member ''")
+def a_member_without_a_name(files):
+    content = zipped({**in_weights(files), "archive/x": b""}).replace(b"archive/x", bytes(9))
+    edit_model(policy__pth=content)(files)
+
+
+@plain("The pickle in policy.pth must not be larger than 64 KB")
 def weights_in_a_long_pickle(files):
     members = in_weights(files)
     members["archive/data.pkl"] = b"\x80\x02" + b"]" * 2**20 + b"."
     edit_model(policy__pth=zipped(members))(files)
 
 
-@plain("policy.pth is damaged")
+@plain("policy.pth holds more than weights, or is damaged")
 def weights_in_a_pickle_that_is_cut_off(files):
     members = in_weights(files)
     members["archive/data.pkl"] = members["archive/data.pkl"][:-20]
@@ -517,9 +563,15 @@ def config_with_strange_scalars(files):
     files["config.yml"] = b"gamma: !!int ''\n"
 
 
-@plain("must be a")
+@plain("config.yml is not YAML of plain values ('a number in it is too long')")
 def config_with_a_number_of_many_digits(files):
     files["config.yml"] += f"  - - gamma\n    - 0x{'f' * 5000}\n".encode()
+
+
+@plain("config.yml is not YAML of plain values ('a number in it is too long')")
+def config_with_a_number_that_takes_for_ever(files):
+    """To the base 60; of 100,000 digits each takes as long as all before it."""
+    files["config.yml"] += f"  - - gamma\n    - {'1:' * 100_000}1\n".encode()
 
 
 @plain("args.yml is not YAML of plain values")
@@ -721,6 +773,7 @@ def check(hub: HubServer, files: Files, tmp_path: Path, case: Case, says: str) -
         with pytest.raises(InvalidInput) as error:
             download(hub, files, folder)
         assert says in str(error.value)
+        assert str(error.value).isprintable()  # one line, and nothing that a terminal obeys
         # Code would not help where a file is too large, or of another agent
         advised = f"{hub_load.LET_IT_RUN_CODE}=mallory/agent loads it as the Zoo does" in str(error.value)
         assert advised != ("of mallory/agent must not be larger" in says or "mallory/agent holds" in says)

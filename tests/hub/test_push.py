@@ -48,7 +48,9 @@ def prepared(trained) -> Path:
     for name in ("vec_normalize.pkl", "dqn-Other-v1.zip", "notes.txt"):  # of an earlier push, and the user's
         (trained / "hub" / f"dqn-{ENV}" / name).write_text("old")
     process = run_python(
-        f"-m rl_zoo3.push_to_hub {AGENT} -f logs -orga me -n 80 --dry-run", cwd=trained, HF_HUB_OFFLINE="1"
+        f"-m rl_zoo3.push_to_hub {AGENT} -f logs -orga me -n 80 -m 'First agent' --dry-run",
+        cwd=trained,
+        HF_HUB_OFFLINE="1",
     )
     folder = trained / "hub" / f"dqn-{ENV}"
     for path in files_of(folder):
@@ -56,7 +58,7 @@ def prepared(trained) -> Path:
     assert "model-index:" in process.stdout
     assert "10 games leave this score to luck" in process.stdout
     assert "Missing: nothing" in process.stdout
-    assert f"To send this folder: python -m dqn_ext.hub push hub/dqn-{ENV} {REPO}" in process.stdout
+    assert f"To send this folder: python -m dqn_ext.hub push hub/dqn-{ENV} {REPO} -m 'First agent'" in process.stdout
     return folder
 
 
@@ -264,9 +266,11 @@ def test_no_network(small, hub):
         send(small, REPO, "message", api(hub))
 
 
-@pytest.mark.parametrize("card", [b"", b"---\nmodel-index:\n- name: PPO\n---\n"])
+@pytest.mark.parametrize("card", ["", "---\nmodel-index:\n- name: PPO\n---\n", "of PPO in this game"])
 def test_a_name_that_is_taken(small, hub, card):
-    hub.repos[REPO] = taken = {"README.md": card, "model.bin": b"another model"}
+    if card.startswith("of"):
+        card = (small / "README.md").read_text().replace("name: DQN", "name: PPO")
+    hub.repos[REPO] = taken = {"README.md": card.encode(), "model.bin": b"another model"}
     with pytest.raises(InvalidInput, match=f"{REPO} is taken: it holds something else"):
         send(small, REPO, "message", api(hub))
     assert hub.repos[REPO] is taken
@@ -291,7 +295,7 @@ def test_an_agent_for_another_game_takes_the_name(small, hub, tmp_path):
     shutil.copytree(small, folder)
     card = (folder / "README.md").read_text()
     (folder / "README.md").write_text(card.replace(ENV, "Acrobot-v1"))
-    with pytest.raises(InvalidInput, match=f"it holds an agent for {ENV}"):
+    with pytest.raises(InvalidInput, match=f"it holds an agent for '{ENV}'"):
         send(folder, REPO, "message", api(hub))
     with pytest.raises(InvalidInput, match=r"has no README\.md"):
         send(tmp_path, REPO, "message", api(hub))

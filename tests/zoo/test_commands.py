@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -57,6 +58,13 @@ def test_enjoy(trained):
 def test_record_video(trained):
     run_python(f"-m rl_zoo3.record_video {AGENT} -n 60 -o videos", cwd=trained)
     assert_plays(next((trained / "videos").glob("final-model-ddqn-*.mp4")), seconds=1)
+
+    # In the environment that its entry had, which here nobody can make
+    shutil.copytree(trained / "logs", trained / "unknown")
+    with (trained / "unknown/ddqn" / f"{GAME}_1" / GAME / "config.yml").open("a") as config:
+        config.write("- - env_kwargs\n  - unknown: 1\n")
+    record = f"-m rl_zoo3.record_video --algo ddqn --env {GAME} -f unknown -n 60 -o videos"
+    assert "unexpected keyword argument 'unknown'" in run_python(record, cwd=trained, check=False).stderr
 
 
 def test_record_training(trained):
@@ -208,15 +216,16 @@ def test_the_zoos_own_algorithms_still_work(tmp_path):
 
 
 def test_what_stands_in_the_folder_for_other_commands(tmp_path):
-    """A rate that YAML takes for a word as a number, and nothing of what is None."""
+    """A rate and steps that YAML takes for words as numbers, and nothing of what is None."""
     (tmp_path / "pack.yml").write_text(
-        "CartPole-v1: {policy: MlpPolicy, n_timesteps: 100, learning_rate: 1e-4, learning_starts: 50, batch_size: 8}"
+        "CartPole-v1: {policy: MlpPolicy, n_timesteps: 1e2, learning_rate: 1e-4, learning_starts: 50, batch_size: 8}"
     )
     none = "-params vec_env_wrapper:None frame_stack:None env_kwargs:None normalize:None"
     run_python(f"-m rl_zoo3.train --algo ddqn --env CartPole-v1 -conf pack.yml --eval-freq -1 {none}", cwd=tmp_path)
     run = tmp_path / "logs/ddqn/CartPole-v1_1"
     saved = dict(yaml.load((run / "CartPole-v1/config.yml").read_text(), Loader=yaml.UnsafeLoader))
     assert saved["learning_rate"] == DDQN.load(run / "CartPole-v1.zip").lr_schedule(0.5) == 1e-4
+    assert saved["n_timesteps"] == 100
     assert None not in saved.values()
     run_python("-m rl_zoo3.enjoy --algo ddqn --env CartPole-v1 -f logs --no-render -n 20", cwd=tmp_path)
 
@@ -229,6 +238,8 @@ def test_an_entry_of_ones_own(algo, settings, tmp_path):
     run_python(f"{train} -params {settings}", cwd=tmp_path)
     evaluations = np.load(tmp_path / f"logs/{algo}/CartPole-v1_1/evaluations.npz")
     assert (evaluations["results"] == -1).all()  # of each game, whatever its length
+    config = tmp_path / f"logs/{algo}/CartPole-v1_1/CartPole-v1/config.yml"
+    assert dict(yaml.load(config.read_text(), Loader=yaml.UnsafeLoader))["n_timesteps"] == 60  # benchmark reads it
 
 
 BAD_INPUT = [
@@ -278,6 +289,15 @@ BAD_INPUT = [
     ("--env CartPole-v1 -optimize --n-evaluations 0", "--n-evaluations must be at least 1, not 0."),
     ("--env MountainCar-v0 -conf pack.yml", "pack.yml has no entry for MountainCar-v0, that can be read: TypeError("),
     ("--env PongNoFrameskip-v4 -conf pack.yml", "pack.yml has no entry for PongNoFrameskip-v4, nor one called atari."),
+    ("--env FrozenLake-v1 -conf pack.yml", "n_timesteps must be a number of steps above 0, not '-1e3'."),
+    (
+        "--env CartPole-v1 -params learning_rate:lin_1e-4",
+        "-params learning_rate:lin_1e-4 cannot be read: it must be NAME:VALUE with a value of Python's, words in "
+        "quotes within quotes, \"policy:'CnnPolicy'\" (name 'lin_1e' is not defined).",
+    ),
+    ("--env CartPole-v1 --env-kwargs stiky", "--env-kwargs stiky cannot be read: it must be NAME:VALUE"),
+    ("--env PongNoFrameskip-v4 --env-kwargs stiky:0.25", "PongNoFrameskip-v4 takes no env_kwargs {'stiky': 0.25}: "),
+    ("--env CartPole-v1 --device gpu", "--device must be auto or one of PyTorch's, cuda say, not 'gpu'."),
     ("-conf missing.py", "-conf missing.py is neither a file nor a module"),
     ("-conf missing", "-conf missing is neither a file nor a module"),
 ]
@@ -287,7 +307,9 @@ def test_bad_input_gets_one_sentence(tmp_path):
     """One sentence, an exit code that is not 0, and no half-written folder."""
     (tmp_path / "empty.zip").touch()
     PPO("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "ppo.zip")
-    (tmp_path / "pack.yml").write_text("CartPole-v1: {policy: MlpPolicy}\nMountainCar-v0:")
+    (tmp_path / "pack.yml").write_text(
+        "CartPole-v1: {policy: MlpPolicy}\nFrozenLake-v1: {policy: MlpPolicy, n_timesteps: -1e3}\nMountainCar-v0:"
+    )
     commands = [f"-m rl_zoo3.train --algo ddqn {arguments}" for arguments, _ in BAD_INPUT]
     first = run_python(commands[0], cwd=tmp_path, check=False)
     others = run_several(commands[1:], cwd=tmp_path, check=False)

@@ -1,13 +1,17 @@
 """The Zoo's own command, ended by a scheduler and run again."""
 
 import os
+import pickle
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -16,7 +20,8 @@ from huggingface_sb3 import EnvironmentName
 
 from dqn_ext import DDQN
 from dqn_ext.checkpoint import CheckpointFolder
-from dqn_ext.checkpoint.processes import EXIT_CODES
+from dqn_ext.checkpoint.plain import decode
+from dqn_ext.checkpoint.processes import EXIT_CODES, UnsignalledSubprocVecEnv
 from dqn_ext.zoo.manager import ExperimentManager
 from tests.waiting import wait_until
 from tests.zoo.conftest import run_python
@@ -100,6 +105,20 @@ def test_signals_that_all_processes_of_a_run_get(tmp_path, name):
     assert "Traceback" not in said
 
 
+def test_a_step_that_ctrl_c_interrupts():
+    """Whatever answers have been taken, closing waits for none: a run without checkpoints still saves its agent."""
+    env = UnsignalledSubprocVecEnv([partial(gym.make, "CartPole-v1")] * 2)
+    env.reset()
+    env.step_async(np.zeros(2, np.int64))
+    env.remotes[0].recv()
+    closing = threading.Thread(target=env.close, daemon=True)
+    closing.start()
+    closing.join(timeout=20)
+    assert not closing.is_alive()
+    assert not any(process.is_alive() for process in env.processes)
+    env.close()
+
+
 def test_two_runs_that_choose_one_folder(tmp_path):
     """At the same moment, before either has made it: the second takes the next number."""
     other = CheckpointFolder(tmp_path / "CartPole-v1_1_uuid/checkpoint")
@@ -143,6 +162,11 @@ def test_divergence_is_one_sentence(tmp_path):
     assert sentence.startswith("Error: Learning has diverged: the ")
     assert f"The last good state is {good}; -i {good}/model.zip goes on from its agent" in sentence
     assert "Traceback" not in process.stderr
+    # With the averages of that moment
+    with (tmp_path / good / "CartPole-v1/vecnormalize.pkl").open("rb") as file:
+        averages = pickle.load(file)
+    kept = th.load(tmp_path / good / "state.pt", weights_only=True)["normalization"]
+    assert averages.obs_rms.count == decode(kept["obs_rms"]).count == pytest.approx(1000, abs=1)
     # And so it does
     process = run_python(
         f"-m rl_zoo3.train --algo ddqn --env CartPole-v1 -n 50 --eval-freq -1 -i {good}/model.zip "

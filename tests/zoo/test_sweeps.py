@@ -1,5 +1,6 @@
 """Studies that several workers share: the Zoo's own command, on a real database and on a journal file."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -185,6 +186,20 @@ class TestTwoWorkersOfOneJournal:
             study = self.worker()
             assert len(study.trials) == number
             study.tell(study.ask(), 1.0)
+
+    def test_a_disk_that_is_full_for_a_moment(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """The worker lives on, and what it writes then does not stand behind half a line."""
+        study = self.worker()
+        trial = study.ask()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (Path(self.path).stat().st_size + 50, limits[1]))
+        try:
+            study._storage.record_heartbeat(trial._trial_id)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "Warning: no sign of life in the study's journal: [Errno 27] File too large" in capsys.readouterr().out
+        study.tell(trial, 1.0)
+        assert self.worker().trials[0].value == 1.0
 
     def test_a_damaged_journal(self) -> None:
         self.worker()
