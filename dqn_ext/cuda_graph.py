@@ -21,10 +21,13 @@ class Recording:
     :param function: of tensors on the device, returns a tensor
     :param inputs: numbers or arrays of the shapes and types of all later inputs
     :param device: a CUDA device
+    :param records: whether to try
     """
 
-    def __init__(self, function: Callable[..., th.Tensor], inputs: Sequence[Any], device: th.device) -> None:
-        self._function = function
+    def __init__(
+        self, function: Callable[..., th.Tensor], inputs: Sequence[Any], device: th.device, records: bool = True
+    ) -> None:
+        self._function, self.records = function, records
         tensors = [th.as_tensor(np.asarray(value)) for value in inputs]  # numbers stay doubles
         self._types, self._shapes = [tensor.dtype for tensor in tensors], [tensor.shape for tensor in tensors]
         self._sizes = [tensor.numel() for tensor in tensors]
@@ -33,7 +36,6 @@ class Recording:
         self._total: th.Tensor | None = None  # of what the function has returned
         self._graph: CudaGraph | None = None
         self._n_calls = 0
-        self.has_failed = False  # to record it
 
     def repeat(self, inputs: Sequence[Sequence[Any]]) -> th.Tensor:
         """Call the function with each of the ``inputs``.
@@ -45,7 +47,7 @@ class Recording:
         vectors = [np.concatenate([np.ravel(value) for value in values], dtype=np.float64) for values in inputs]
         for vector in to_device(th.from_numpy(np.stack(vectors)), self._inputs.device):
             self._inputs.copy_(vector)
-            if self._n_calls == N_WARM_UP:
+            if self._n_calls == N_WARM_UP and self.records:
                 self._record()
             if self._graph is not None:
                 self._graph.replay()
@@ -67,7 +69,7 @@ class Recording:
             self._graph = CudaGraph(self._call, self._inputs)
         except Exception as error:  # a recording is of use, and not needed
             logging.getLogger(__name__).warning("updates are not recorded as a CUDA graph: %s", error)
-            self.has_failed = True
+            self.records = False
 
 
 class CudaGraph:

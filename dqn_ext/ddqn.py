@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import zipfile
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -126,7 +127,7 @@ class DDQN(DQN):
 
     def prepare_learning(self) -> Learner:
         """Set the networks to ``precision``, as the first update does."""
-        if self._learner is None or self._learner.policy is not self.policy:
+        if self._learner is None or self._learner.made_of != (self.policy, self.precision, self.compile):
             self._learner = Learner(self.policy, self.device, self.precision, self.compile)
         return self._learner
 
@@ -501,13 +502,29 @@ class DDQN(DQN):
         if "compile" in kwargs:
             choose_compilation(model.compile, model.device)
         if is_sb3s and "replay_buffer_class" not in kwargs and model.replay_buffer_class in _SB3S_CHOICES:
-            # Nobody's wish: SB3 saves the class that it has chosen itself, and the arguments that it gave it
+            # Nobody's wish: SB3 saves the class that it has chosen itself, and the arguments that it gave it. Where
+            # somebody has given them, n_steps is among them, and the model's is 1
             model.replay_buffer_class = None
-            for name in () if "replay_buffer_kwargs" in kwargs else ("n_steps", "gamma"):
-                model.replay_buffer_kwargs.pop(name, None)
+            if "replay_buffer_kwargs" not in kwargs:
+                model.replay_buffer_kwargs.pop("gamma", None)
+                n_steps = model.replay_buffer_kwargs.pop("n_steps", model.n_steps)
+                model.n_steps = kwargs.get("n_steps", n_steps)
         if "replay_buffer_kwargs" in kwargs:
             model._choose_replay_buffer()
+        if "replay_buffer" in vars(model):  # of SB3's DQN, saved with it
+            model.replay_buffer = vars(model).pop("replay_buffer")
         return model
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Cf. :meth:`stable_baselines3.DQN.save`."""
+        # By its attribute's name
+        include = ["_replay_buffer" if name == "replay_buffer" else name for name in include or ()]
+        super().save(path, exclude, include)
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """Cf. :meth:`stable_baselines3.DQN.save_replay_buffer`. A ``FrameReplayBuffer`` gets a file of its own format.

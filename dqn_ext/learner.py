@@ -44,6 +44,7 @@ class Learner:
         self, policy: BasePolicy, device: th.device, precision: str = "float32", compiles: bool | str = False
     ) -> None:
         self.policy, self.device = policy, device
+        self.made_of = policy, precision, compiles
         dtype = choose_dtype(precision, device)
         for network in policy.modules():
             if isinstance(network, QNetwork):
@@ -58,7 +59,7 @@ class Learner:
         self._must_compile = compiles is True
         self._compiles = choose_compilation(compiles, device)
         self._recording: Recording | None = None
-        self._recorded_for: Any = None  # what a recording holds for
+        self._recorded_for: Any = None  # what the recording holds for
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_recording": None, "_recorded_for": None}  # which cannot be copied
@@ -92,8 +93,6 @@ class Learner:
         :param settings: what ``losses`` depends on beside its inputs; ``None`` where it must not be recorded
         :return: the means over the updates of all losses, and, last, of the gradient's norm before clipping
         """
-        if self._recording is not None and self._recording.has_failed:
-            self._recording, self._records = None, False
         if settings is None or not self._can_record():
             if self._must_compile and self._records:
                 raise InvalidInput(
@@ -103,11 +102,16 @@ class Learner:
             return th.stack([self._update(losses, values, max_grad_norm) for values in inputs]).mean(dim=0)
         rates = [group["lr"] for group in self.policy.optimizer.param_groups]
         inputs = [(*rates, *values) for values in inputs]
-        holds_for = settings, max_grad_norm, [np.shape(value) for value in inputs[0]], self._recorded_things()
-        if self._recording is None or holds_for != self._recorded_for:
-            update = self._recordable(losses, max_grad_norm)
-            self._recording, self._recorded_for = Recording(update, inputs[0], self._parameters[0].device), holds_for
-        return self._recording.repeat(inputs)
+        given = settings, max_grad_norm, [np.shape(value) for value in inputs[0]]
+        if self._recording is not None and self._recorded_for == (given, self._recorded_things()):
+            return self._recording.repeat(inputs)
+        self._recorded_for = None
+        update = self._recordable(losses, max_grad_norm)
+        records = self._recording is None or self._recording.records  # it has not failed before
+        self._recording = Recording(update, inputs[0], self._parameters[0].device, records)
+        means = self._recording.repeat(inputs)
+        self._recorded_for = given, self._recorded_things()  # the optimizer's, too, which the first update has made
+        return means
 
     def _update(
         self, losses: Losses, values: Sequence[Any], max_grad_norm: float, clip_and_step: ClipAndStep | None = None

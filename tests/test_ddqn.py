@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecExtractDictObs, VecFrameStack, VecNormalize
 from torch import nn
 
-from dqn_ext import DDQN, FrameReplayBuffer
+from dqn_ext import DDQN, FrameReplayBuffer, learner
 from dqn_ext.errors import InvalidInput
 from dqn_ext.features import ImpalaCNN
 from tests.damage import damaged
@@ -538,9 +538,12 @@ def test_log_tells_updates_per_transition():
     env = make_vec_env("CartPole-v1", n_envs=2)
     model = DDQN("MlpPolicy", env, train_freq=4, gradient_steps=2, **SMALL)
     model.set_logger(Logger(None, []))
-    for timesteps in (200, 100):  # learning again starts the count again
-        model.learn(timesteps)
-        assert model.logger.name_to_value["train/updates_per_transition"] == pytest.approx(2 / (4 * 2))
+    model.learn(200)
+    assert model.logger.name_to_value["train/updates_per_transition"] == pytest.approx(2 / (4 * 2))
+    # Learning again starts the count again; the first update then is of those since learning_starts
+    model.set_logger(Logger(None, []))
+    model.learn(56)
+    assert model.logger.name_to_value["train/updates_per_transition"] == pytest.approx(2 / (56 - 50))
 
 
 @pytest.mark.parametrize(
@@ -663,6 +666,33 @@ def test_agents_of_dqn_go_on_with_our_replay_memory(n_steps, tmp_path):
     theirs = {"replay_buffer_class": ReplayBuffer, "replay_buffer_kwargs": {}, "n_steps": 1}
     chosen = DDQN.load(tmp_path / "dqn.zip", env=games(), **theirs)
     assert type(chosen.replay_buffer) is ReplayBuffer
+
+
+def test_agents_of_dqn_keep_the_steps_of_their_replay_memory(tmp_path):
+    """Which SB3 lets a user give to the memory alone."""
+    settings = {"replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"n_steps": 3, "gamma": 0.99}}
+    DQN("MlpPolicy", "CartPole-v1", **settings, **SMALL).save(tmp_path / "dqn.zip")
+    model = DDQN.load(tmp_path / "dqn.zip", env=make_vec_env("CartPole-v1"))
+    assert (type(model.replay_buffer), model.replay_buffer.n_steps) == (NStepReplayBuffer, 3)
+    assert DDQN.load(tmp_path / "dqn.zip", env=make_vec_env("CartPole-v1"), n_steps=2).replay_buffer.n_steps == 2
+
+
+@pytest.mark.parametrize("cls", [DQN, DDQN])
+def test_an_agent_saved_with_its_replay_memory(cls, tmp_path):
+    cls("MlpPolicy", "CartPole-v1", **SMALL).learn(30).save(tmp_path / "agent.zip", include=["replay_buffer"])
+    model = DDQN.load(tmp_path / "agent.zip", env=make_vec_env("CartPole-v1"))
+    assert model.replay_buffer.size() == 32
+    model.learn(60, reset_num_timesteps=False)
+    assert model.replay_buffer.size() == 92
+    assert model._n_updates > 0
+
+
+def test_another_precision_counts_at_once(monkeypatch):
+    monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)
+    model = DDQN("MlpPolicy", "CartPole-v1", **SMALL).learn(60)
+    model.precision = "bfloat16"
+    model.learn(60)
+    assert model.q_net.compute_dtype == th.bfloat16
 
 
 def test_a_missing_replay_memory_is_named_as_it_was_given(tmp_path):

@@ -84,6 +84,8 @@ class Game:
     def send(self, action: int) -> None:
         """Let the emulator start on a step. Returns at once."""
         self._finish_step()
+        if self.game_over:  # by the step that nobody has waited for
+            self.start_game()
         self._emulator.send(np.array([action]))
         self._is_stepping = True
 

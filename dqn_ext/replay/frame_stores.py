@@ -283,8 +283,9 @@ class DeviceStore(FrameStore):
     def write_final(self, cell: int, frame: np.ndarray) -> None:
         self.drop_final(cell)
         if not self._free_rows:
-            self._free_rows = list(range(len(self._finals), 2 * len(self._finals)))
+            n_rows = len(self._finals)
             self._finals, self.place = th.cat([self._finals, th.zeros_like(self._finals)]), object()
+            self._free_rows = list(range(n_rows, 2 * n_rows))  # now that they are there
         row = self._row_of_cell[cell] = self._free_rows.pop()
         self._finals[row] = self.asarray(frame)
         self._final_rows[cell] = row

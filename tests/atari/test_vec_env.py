@@ -147,6 +147,21 @@ def test_after_an_interruption():
     native.close()
 
 
+def test_an_interrupted_step_that_ends_the_game():
+    """Whoever steps on is in the next game, whose score is its own."""
+    native = AtariVecEnv(make("Pong", env_kwargs={"max_num_frames_per_episode": 600}))
+    native.reset()
+    (game,) = native.games
+    while not game.game_over:
+        native.step_async(np.array([0]))
+        game.receive()
+    assert game.score < 0
+    info = native.step(np.array([0]))[3][0]
+    assert game.score == 0
+    assert info["episode_frame_number"] < 20
+    assert info["frame_number"] > 600
+
+
 def test_contract(tmp_path):
     native = AtariVecEnv(make("Breakout", n_envs=3, monitor_dir=str(tmp_path)))
     native.reset()

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 
 from dqn_ext import FrameReplayBuffer
+from dqn_ext.replay.frame_stores import DeviceStore
 from tests.replay.invariants import check_invariants
 from tests.replay.streams import RandomStream, Transition
 from tests.replay.test_oracle import ours
@@ -88,3 +90,23 @@ def test_an_interrupt_costs_the_oldest_transition_at_most(store, n_adds):
         check_invariants(buffer)
         assert_equal_contents(buffer, expected, None, at)
     assert at > 30
+
+
+def test_an_interrupt_while_final_frames_get_more_room(monkeypatch):
+    store = DeviceStore(1, 100, 1, th.device("cpu"))
+    frames = np.arange(100, dtype=np.uint8)[:, None]
+    for cell in range(64):
+        store.write_final(cell, frames[cell])
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(th, "zeros_like", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            store.write_final(64, frames[64])
+    for cell in range(64, 100):
+        store.write_final(cell, frames[cell])
+    out = th.zeros(100, 1, dtype=th.uint8)
+    store.read_finals(th.arange(100), th.ones(100, dtype=th.bool), out)
+    assert th.equal(out, th.from_numpy(frames))
