@@ -9,7 +9,6 @@ one checkpoint in the time between two of them, `--freq` transitions apart, at t
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -21,14 +20,18 @@ import gymnasium as gym
 import machine
 import torch as th
 import yaml
+from records import write_record
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from dqn_ext import DDQN
+from dqn_ext.atari import AtariVecEnv
 from dqn_ext.checkpoint import ResumeCallback
 
-WRITES, WINDOW = 5, 1000
+WRITES, WARM_UP, WINDOW = 5, 500, 1000
+# As through most of a training: where all actions are random, nobody asks the network
+ACTING = {"exploration_initial_eps": 0.01, "exploration_final_eps": 0.01}
 
 
 class Bench(BaseCallback):
@@ -39,7 +42,7 @@ class Bench(BaseCallback):
         self.resume, self.sizes, self.freq = resume, sorted(sizes), freq
         self.rows: list[dict[str, Any]] = []
         self._writes: list[float] = []
-        self._window_starts = 0.0
+        self._window: tuple[int, float] | None = None  # step and time at which it opened
 
     def _on_rollout_start(self) -> None:
         step = self.model.num_timesteps
@@ -48,11 +51,12 @@ class Bench(BaseCallback):
         self.model.learning_starts = 0 if is_measuring else 10**12  # type: ignore[attr-defined]
         if not is_measuring:
             return
-        if not self._window_starts:
-            self._window_starts = time.perf_counter()
-        elif step >= self.sizes[0] + WINDOW:
+        if self._window is None:
+            if step >= self.sizes[0] + WARM_UP:  # the first updates are slow, on a GPU by far
+                self._window = step, time.perf_counter()
+        elif step >= self._window[0] + WINDOW:
             if not self._writes:
-                self._pace = (step - self.sizes[0]) / (time.perf_counter() - self._window_starts)
+                self._pace = (step - self._window[0]) / (time.perf_counter() - self._window[1])
             begin = time.perf_counter()
             self.resume.save()
             self._writes.append(time.perf_counter() - begin)
@@ -72,7 +76,7 @@ class Bench(BaseCallback):
                 "share, %": round(100 * seconds / (seconds + self.freq / self._pace), 2),
             }
         )
-        self._writes, self._window_starts = [], 0.0
+        self._writes, self._window = [], None
         print(self.rows[-1], flush=True)
 
     def _on_step(self) -> bool:
@@ -92,13 +96,14 @@ def atari_entry() -> dict[str, Any]:
     )
     return {
         "n_envs": hyperparams["n_envs"],
-        "agent": {name: value for name, value in hyperparams.items() if name not in zoo_keys},
+        "agent": {**{name: value for name, value in hyperparams.items() if name not in zoo_keys}, **ACTING},
     }
 
 
 def make_env(game: str, n_envs: int, run: Path, resumes: bool) -> VecEnv:
     monitor = {"monitor_dir": str(run), "monitor_kwargs": {"override_existing": not resumes}}
-    return VecFrameStack(make_atari_env(f"{game}NoFrameskip-v4", n_envs, seed=0, **monitor), 4)  # type: ignore[arg-type]
+    games = make_atari_env(f"{game}NoFrameskip-v4", n_envs, seed=0, **monitor)  # type: ignore[arg-type]
+    return VecFrameStack(AtariVecEnv(games), 4)
 
 
 def main() -> None:
@@ -134,15 +139,14 @@ def main() -> None:
         print(f"| {' | '.join(str(row[name]) for name in names)} |")
     print(f"\nGoing on from the last one took {seconds:.1f} s, with the building of agent and games.")
     if options.output:
-        record = {
-            "game": options.game,
-            "freq": options.freq,
-            "rows": bench.rows,
-            "resume_seconds": round(seconds, 1),
-            "machine": f"{machine.describe()}, torch {th.__version__}",
-            "date": time.strftime("%Y-%m-%d"),
-        }
-        options.output.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(
+            options.output,
+            game=options.game,
+            freq=options.freq,
+            rows=bench.rows,
+            resume_seconds=round(seconds, 1),
+            machine=f"{machine.describe(model.device.type)}, torch {th.__version__}",
+        )
 
 
 if __name__ == "__main__":

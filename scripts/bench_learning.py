@@ -43,12 +43,13 @@ import psutil
 import torch as th
 import yaml
 from huggingface_sb3 import EnvironmentName
+from records import replace
 from sb3_contrib import QRDQN
 from stable_baselines3 import DQN
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.utils import get_device
-from suite import Run, RunFailed, RunKilled, budget, environments, own_and_zoo_flags, prepare, replace, table, train
+from suite import Run, RunFailed, RunKilled, budget, environments, own_and_zoo_flags, prepare, table, train
 
 from dqn_ext.watch import load, make_env, saved_args, trained_env_kwargs
 from dqn_ext.zoo import register

@@ -7,14 +7,13 @@ r"""Replay memories side by side, on real frames: memory, adding, sampling, savi
 
 Every memory stands in a process of its own, filled beyond its capacity. Two at a time, it and SB3's, are measured in
 turn, so that a noisy machine disturbs both; the ratio is the median over the rounds. Peers that are not installed are
-left out: pip install cpprb torchrl tianshou dopamine-rl sb3-extra-buffers[zstd]
+left out: pip install cpprb torchrl tianshou dopamine-rl sb3-extra-buffers[zstd,isal]
 """
 
 import argparse
 import json
 import os
 import platform
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 import machine
 import numpy as np
 import psutil
+from records import write_record
 
 N_STACK = 4
 Transition = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]
@@ -116,10 +116,10 @@ def ours(capacity: int, n_envs: int, **kwargs: Any) -> Any:
     return FrameReplayBuffer(capacity, *spaces(), "cpu", n_envs, **kwargs)
 
 
-def extra_buffers(capacity: int, n_envs: int) -> Any:
+def extra_buffers(capacity: int, n_envs: int, method: str) -> Any:
     from sb3_extra_buffers.compressed import CompressedReplayBuffer
 
-    return CompressedReplayBuffer(capacity, *spaces(), "cpu", n_envs, compression_method="zstd1")
+    return CompressedReplayBuffer(capacity, *spaces(), "cpu", n_envs, compression_method=method)
 
 
 class Cpprb:
@@ -229,7 +229,9 @@ CONTENDERS: dict[str, Callable[[int, int], Any]] = {
     "tianshou": Tianshou,
     "torchrl": Torchrl,
     "dopamine": Dopamine,
-    "sb3-extra-buffers": extra_buffers,
+    # Its binding of zstd reserves for each observation what the worst one would take, and keeps that
+    "sb3-extra-buffers, zstd": lambda c, n: extra_buffers(c, n, "zstd1"),
+    "sb3-extra-buffers, igzip": lambda c, n: extra_buffers(c, n, "igzip1"),
 }
 OURS = ("raw", "compressed", "memmap", "prioritized", "compressed prioritized")
 
@@ -303,7 +305,8 @@ def work(name: str, recording: str, capacity: int, n_envs: int) -> None:
                 answer([*seconds, os.path.getsize(f"{folder}/memory")])
             continue
         else:
-            result = float("nan")
+            answer(None)
+            continue
         answer(result)
 
 
@@ -313,12 +316,18 @@ class Worker:
     def __init__(self, name: str, args: argparse.Namespace, capacity: int) -> None:
         command = [sys.executable, __file__, "--worker", name, "--recording", args.recording]
         command += ["--capacity", str(capacity), "--n-envs", str(args.n_envs)]
+        # As in a training, whose larger blocks have taught glibc to keep what is freed. Otherwise it is a matter of
+        # chance whether a batch's memory comes from the system, page by page, and takes twice as long
+        env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
         )
         first = self._answer()
         self.bytes: float = first["bytes"] if first else float("nan")
-        self.error = None if first else self.process.stderr.read().strip().rpartition("\n")[2]  # type: ignore[union-attr]
+        self.error = None
+        if first is None:
+            said = self.process.stderr.read().strip().rpartition("\n")[2]  # type: ignore[union-attr]
+            self.error = said or f"exit code {self.process.wait()}"
 
     def _answer(self) -> Any:
         for line in self.process.stdout:  # type: ignore[union-attr]
@@ -336,7 +345,12 @@ class Worker:
         self.process.communicate()
 
 
-OPERATIONS = (("add", 0), ("sample", 32), ("sample", 256))
+OPERATIONS = {"add": ("add", 0), "sample32": ("sample", 32), "sample256": ("sample", 256)}
+
+
+def rounded(value: Any, digits: int) -> float | None:
+    """``None`` for what was not measured."""
+    return round(float(value), digits) if np.isfinite(value) else None
 
 
 def main() -> None:
@@ -360,11 +374,15 @@ def main() -> None:
     args.recording = args.recording or str(Path(tempfile.gettempdir(), f"dqn_ext_{args.game}.npz"))
     if not Path(args.recording).exists():
         frames, starts = record(args.game, 20_000)
-        np.savez_compressed(args.recording, frames=frames, starts=starts)
+        with open(f"{args.recording}.tmp", "wb") as file:
+            np.savez_compressed(file, frames=frames, starts=starts)
+        os.replace(file.name, args.recording)
 
     rows: dict[str, dict[str, Any]] = {}
     reference_capacity = args.reference_capacity or args.capacity
     reference = None if args.reference == "none" else Worker(args.reference, args, reference_capacity)
+    if reference is not None and reference.error:
+        sys.exit(f"Error: the reference {args.reference} cannot be measured: {reference.error}")
     print(f"{args.game}, {args.capacity} transitions, {args.n_envs} environments; times and their ratio to")
     print(f"{args.reference}'s at {reference_capacity} transitions")
     print(f"{'':24}{'bytes':>8}{'add us':>9}{'':7}{'sample(32) us':>15}{'':7}{'sample(256) us':>15}")
@@ -375,22 +393,22 @@ def main() -> None:
             print(f"{name:24} left out: {worker.error}")
             continue
         row: dict[str, Any] = {"bytes": round(worker.bytes)}
-        for operation, size in OPERATIONS:
-            pairs = []
-            for _ in range(args.rounds):
-                pairs.append((worker.ask(operation, size), reference.ask(operation, size) if reference else np.nan))
-            times = np.array(pairs, dtype=float)
-            key = operation if operation == "add" else f"{operation}{size}"
-            row[f"{key}_us"] = round(1e6 * float(np.median(times[:, 0])), 1)
-            ratio = float(np.median(times[:, 0] / times[:, 1])) if reference else None
-            row[f"{key}_ratio"] = None if ratio is None else round(ratio, 3)
+        pairs: dict[str, list[Any]] = {key: [] for key in OPERATIONS}
+        for _ in range(args.rounds):
+            for key, (operation, size) in OPERATIONS.items():
+                pairs[key].append((worker.ask(operation, size), reference and reference.ask(operation, size)))
+        for key, found in pairs.items():
+            times = np.array(found, dtype=float)
+            row[f"{key}_us"] = rounded(1e6 * np.median(times[:, 0]), 1)
+            row[f"{key}_reference_us"] = rounded(1e6 * np.median(times[:, 1]), 1)
+            row[f"{key}_ratio"] = rounded(np.median(times[:, 0] / times[:, 1]), 3)
         if args.save and name in OURS:
             row["save_s"], row["load_s"], row["file_bytes"] = worker.ask("save")
         if worker is not reference:
             worker.close()
         rows[name] = row
         cells = "".join(
-            f"{row[f'{key}_us']:>{w}}{row[f'{key}_ratio'] or '':>7}"
+            f"{row[f'{key}_us'] or '':>{w}}{row[f'{key}_ratio'] or '':>7}"
             for key, w in (("add", 9), ("sample32", 15), ("sample256", 15))
         )
         saved = (
@@ -399,15 +417,8 @@ def main() -> None:
             else ""
         )
         print(f"{name:24}{row['bytes']:>8}{cells}{saved}", flush=True)
-    if args.output:
-        about = {"machine": machine.describe(), "python": platform.python_version()}
-        record_ = {
-            "command": shlex.join(["python", *sys.argv]),
-            "date": time.strftime("%Y-%m-%d"),
-            **about,
-            "rows": rows,
-        }
-        args.output.write_text(json.dumps(record_, indent=1) + "\n")
+        if args.output:
+            write_record(args.output, machine=machine.describe(), python=platform.python_version(), rows=rows)
 
 
 if __name__ == "__main__":

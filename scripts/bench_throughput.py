@@ -18,7 +18,6 @@ import math
 import os
 import platform
 import runpy
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from typing import Any
 import machine
 import numpy as np
 import psutil
+from records import write_record
 from stable_baselines3.common.utils import get_device
 
 _ANSWER = "answer: "
@@ -107,7 +107,9 @@ class Gate:
             return True
         process = psutil.Process()
         seconds, cpu_seconds, first = self.start
-        cpu = sum(process.cpu_times()[:2]) + sum(sum(child.cpu_times()[:2]) for child in process.children())
+        children = process.children()
+        cpu = sum(process.cpu_times()[:2]) + sum(sum(child.cpu_times()[:2]) for child in children)
+        own = sum(child.memory_full_info().uss for child in children)  # what they do not share with it
         n = self.n_transitions - first
         parts = self.stopwatch.seconds if self.stopwatch else {}
         answer(
@@ -115,7 +117,7 @@ class Gate:
                 "transitions_per_s": n / (time.perf_counter() - seconds),
                 "cpu_s_per_1000": (cpu - cpu_seconds) / n * 1000,
                 "ms_per_transition": {part: 1000 * value / n for part, value in parts.items()},
-                "memory_mb": process.memory_info().rss / 1e6,
+                "memory_mb": (process.memory_info().rss + own) / 1e6,
             }
         )
         line = sys.stdin.readline().split()
@@ -234,9 +236,8 @@ def work_tianshou(env: str, gate: Gate, learning_starts: int) -> None:
     n_envs = 8
     envs = ShmemVectorEnv([make] * n_envs)
     space: Any = envs.action_space[0]
-    policy = DiscreteQLearningPolicy(
-        model=ScaledObsInputActionReprNet(DQNet(4, 84, 84, space.n)), action_space=space, eps_training=EPSILON
-    )
+    network = ScaledObsInputActionReprNet(DQNet(4, 84, 84, space.n)).to(get_device("auto"))
+    policy = DiscreteQLearningPolicy(model=network, action_space=space, eps_training=EPSILON)
     # In updates, as the Zoo's entry: 1000 of its transitions are 250 updates
     algorithm = DQN(policy=policy, optim=AdamOptimizerFactory(lr=1e-4), target_update_freq=250)
     buffer = VectorReplayBuffer(100_000, n_envs, ignore_obs_next=True, save_only_last_obs=True, stack_num=4)
@@ -302,50 +303,59 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a json file for the record")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.windows < 1:
+        parser.error("--windows must be at least 1")
     env = f"{args.game}NoFrameskip-v4"
     if args.worker:
         work(args.worker, env, args.learning_starts)
         return
 
     # A script goes without its path, a change of an entry's is part of the name
-    runs = {"cleanrl" if run.startswith("cleanrl:") else run: Run(run, args) for run in args.runs}
+    names = ["cleanrl" if run.startswith("cleanrl:") else run for run in args.runs]
+    if len(set(names)) < len(names):
+        parser.error("--runs must differ; the same run has as many windows as --windows says")
+    runs = {name: Run(run, args) for name, run in zip(names, args.runs, strict=True)}
     windows: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
+    parts: dict[str, dict[str, float]] = {name: {} for name in runs}
+    device = get_device("auto").type
+    about = {"machine": machine.describe(device), "python": platform.python_version(), "torch": version("torch")}
     for _ in range(args.windows):
         for name, run in runs.items():
             windows[name].append(run.window(args))
             print(f"{name}: {windows[name][-1]['transitions_per_s']:.0f} transitions/s", file=sys.stderr, flush=True)
+        if args.output:  # what there is, should something end this
+            write_record(args.output, **about, rows=rows_of(windows, parts))
     parts = {name: run.window(args, "profile")["ms_per_transition"] for name, run in runs.items()}
     for run in runs.values():
         run.close()
 
-    speeds = {name: np.array([window["transitions_per_s"] for window in windows[name]]) for name in runs}
+    rows = rows_of(windows, parts)
+    if args.output:
+        write_record(args.output, **about, rows=rows)
     print(f"{args.game}, windows of {args.transitions} transitions, {args.seconds:g} s; ms per transition of each part")
     print(f"{'':28}{'per s':>8}{'ratio':>7}{'CPU s/1000':>12}{'MB':>7}" + "".join(f"{part:>13}" for part in PARTS))
-    rows = {}
-    for name in runs:
-        row = {
-            "transitions_per_s": round(float(np.median(speeds[name])), 1),
-            "ratio": round(float(np.median(speeds[name] / speeds[next(iter(runs))])), 2),
-            "cpu_s_per_1000": round(float(np.median([window["cpu_s_per_1000"] for window in windows[name]])), 1),
-            "memory_mb": round(windows[name][-1]["memory_mb"]),
-            "ms_per_transition": {part: round(value, 3) for part, value in parts[name].items()},
-            "windows": speeds[name].round(1).tolist(),
-        }
-        rows[name] = row
+    for name, row in rows.items():
         print(
             f"{name:28}{row['transitions_per_s']:>8}{row['ratio']:>7}{row['cpu_s_per_1000']:>12}{row['memory_mb']:>7}"
             + "".join(f"{parts[name].get(part, math.nan):>13.3f}" for part in PARTS)
         )
-    if args.output:
-        device = get_device("auto").type
-        about = {"machine": machine.describe(device), "python": platform.python_version(), "torch": version("torch")}
-        record = {
-            "command": shlex.join(["python", *sys.argv]),
-            "date": time.strftime("%Y-%m-%d"),
-            **about,
-            "rows": rows,
+
+
+def rows_of(windows: dict[str, list[dict[str, Any]]], parts: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """What is kept of each run: medians of its windows, and of their ratios to the first run's."""
+    speeds = {name: np.array([window["transitions_per_s"] for window in found]) for name, found in windows.items()}
+    first = next(iter(speeds.values()))
+    return {
+        name: {
+            "transitions_per_s": round(float(np.median(speeds[name])), 1),
+            "ratio": round(float(np.median(speeds[name] / first)), 2),
+            "cpu_s_per_1000": round(float(np.median([window["cpu_s_per_1000"] for window in found])), 1),
+            "memory_mb": round(found[-1]["memory_mb"]),
+            "ms_per_transition": {part: round(value, 3) for part, value in parts[name].items()},
+            "windows": speeds[name].round(1).tolist(),
         }
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
+        for name, found in windows.items()
+    }
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ the gradients written) over its rate in copying. The ratio to SB3's DQN is the m
 """
 
 import argparse
-import json
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +20,7 @@ import gymnasium as gym
 import machine
 import numpy as np
 import torch as th
+from records import write_record
 from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecFrameStack
@@ -46,7 +44,9 @@ def seconds(function: Callable[[], Any], repetitions: int) -> float:
 
 def matrix_rate(dtype: th.dtype, device: th.device) -> float:
     """Floating-point operations a second in the product of two large matrices."""
-    size = 2048
+    size = 8192 if device.type == "cuda" else 2048  # a smaller one does not fill a GPU
+    if device.type == "cuda":
+        th.backends.cuda.matmul.allow_tf32 = th.backends.cudnn.allow_tf32  # as the convolutions have it
     a, b = (th.rand(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / seconds(lambda: a @ b, 10)
 
@@ -139,15 +139,13 @@ def main() -> None:
                 flush=True,
             )
     if args.output:
-        record = {
-            "command": shlex.join(["python", *sys.argv]),
-            "date": time.strftime("%Y-%m-%d"),
-            "machine": f"{machine.describe(device.type)}, torch {th.__version__}",
-            "copy_GB_per_s": round(bandwidth / 1e9, 1),
-            "matrix_GFLOP_per_s": {name: round(rate / 1e9) for name, rate in rates.items()},
-            "rows": rows,
-        }
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(
+            args.output,
+            machine=f"{machine.describe(device.type)}, torch {th.__version__}",
+            copy_GB_per_s=round(bandwidth / 1e9, 1),
+            matrix_GFLOP_per_s={name: round(rate / 1e9) for name, rate in rates.items()},
+            rows=rows,
+        )
 
 
 if __name__ == "__main__":

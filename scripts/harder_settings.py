@@ -9,10 +9,7 @@ cut after 108,000 frames; how many were is told.
 """
 
 import argparse
-import json
-import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,8 @@ import gymnasium as gym
 import numpy as np
 from bench_learning import EVALUATION_SEED, MOST_FRAMES, N_GAMES, play
 from huggingface_sb3 import EnvironmentName
-from suite import replace, table
+from records import write_record
+from suite import table
 
 from dqn_ext.watch import find_run, load
 from dqn_ext.zoo import register
@@ -71,16 +69,8 @@ def main() -> None:
         print(f"{name}: {mean} +/- {std}", flush=True)
     print("\n" + table([{key: row[key] for key in ("setting", "mean", "std", "cut")} for row in rows]))
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        record = {
-            "command": "python scripts/harder_settings.py " + shlex.join(sys.argv[1:]),
-            "date": time.strftime("%Y-%m-%d"),
-            "steps": agent.num_timesteps,
-            "epsilon": agent.exploration_rate,
-            "n_games": args.n_games,
-            "rows": rows,
-        }
-        replace(args.output, json.dumps(record, indent=1) + "\n")
+        about = {"steps": agent.num_timesteps, "epsilon": agent.exploration_rate, "n_games": args.n_games}
+        write_record(args.output, **about, rows=rows)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,6 @@ et al. 2023 (https://arxiv.org/abs/2302.12902). Runs are the Zoo's folders, ``LA
 """
 
 import argparse
-import json
-import shlex
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +21,10 @@ import machine
 import numpy as np
 import torch as th
 from huggingface_sb3 import EnvironmentName
+from records import write_record
 from saved_agents import SavedAgents, saved_agents
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import VecEnv
-from suite import replace
 from torch import nn
 
 from dqn_ext.watch import load, make_env
@@ -95,11 +91,10 @@ def main() -> None:
     args = parser.parse_args()
     gym.register_envs(ale_py)
     register()
-    rows = [row for word in args.runs for row in measure_run(saved_agents(word), args.states)]
+    runs = [saved_agents(word) for word in args.runs]  # all of them, before the first one is measured
+    rows = [row for saved in runs for row in measure_run(saved, args.states)]
     if args.output is not None:
-        about = {"command": shlex.join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d")}
-        content = {**about, "machine": machine.describe(), "states": args.states, "rows": rows}
-        replace(args.output, json.dumps(content, indent=1) + "\n")
+        write_record(args.output, machine=machine.describe(), states=args.states, rows=rows)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,6 @@ output file are kept.
 
 import argparse
 import json
-import shlex
-import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -28,10 +25,10 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from huggingface_sb3 import EnvironmentName
+from records import write_record
 from saved_agents import SavedAgents, saved_agents
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
-from suite import replace
 
 from dqn_ext.watch import load, make_env
 from dqn_ext.zoo import register
@@ -164,21 +161,21 @@ def main() -> None:
 
     gym.register_envs(ale_py)
     register()
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     try:
         rows: list[dict[str, Any]] = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
+        _ = [(key_of(row), row["estimate"], row["return"]) for row in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise SystemExit(f"Error: {args.output} is no record of this script's, another --output would be.") from error
-    measured: set[tuple[str, str, int]] = set()
-    for word in args.runs:
-        new = measure(saved_agents(word), args.states, args.envs)
-        key = key_of(new[0])
-        if key in measured:
+    # All of them, before the first one is measured
+    runs: dict[tuple[str, str, int], SavedAgents] = {}
+    for saved in map(saved_agents, args.runs):
+        key = saved.label, saved.args["env"], saved.args["seed"]
+        if key in runs:
             raise SystemExit(f"Error: two of these runs are of {key[0]} on {key[1]} with seed {key[2]}; LABEL=FOLDER.")
-        measured.add(key)
-        rows = [*(row for row in rows if key_of(row) != key), *new]
-        record = {"command": shlex.join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d"), "rows": rows}
-        replace(args.output, json.dumps(record, indent=1) + "\n")
+        runs[key] = saved
+    for key, saved in runs.items():
+        rows = [*(row for row in rows if key_of(row) != key), *measure(saved, args.states, args.envs)]
+        write_record(args.output, rows=rows)
     draw(rows, args.output.with_suffix(".png"))
 
 

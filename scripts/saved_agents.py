@@ -21,7 +21,7 @@ def saved_agents(word: str) -> SavedAgents:
 
     :raises SystemExit: where the folder is no run of the Zoo's, has no saved agents, or not one Q-network
     """
-    label, _, folder = word.rpartition("=")
+    label, _, folder = ("", "", word) if Path(word).is_dir() or "=" not in word else word.partition("=")
     run = Path(folder)
     algo, env_name = run.parent.name, run.name.rpartition("_")[0]
     if run.is_dir() and algo not in ("dqn", "ddqn"):

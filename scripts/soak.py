@@ -10,17 +10,18 @@ would, and must leave a checkpoint.
 """
 
 import argparse
-import json
-import shlex
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import machine
 import numpy as np
 import psutil
+from records import write_record
 
 from dqn_ext.checkpoint import CheckpointFolder
 
@@ -37,24 +38,28 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a json file for the record")
     parser.add_argument("flags", nargs="*", help="of rl_zoo3.train, after --", default=DEFAULT.split())
     args = parser.parse_args()
+    if args.hours < 0.5:
+        parser.error("--hours must be at least 0.5: ten minutes at the end are set against ten after the tenth")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the training must not outlive this
 
     with tempfile.TemporaryDirectory() as folder:
         command = ["-m", "rl_zoo3.train", *args.flags, "-f", folder]
         training = subprocess.Popen([sys.executable, *command])
         megabytes: list[float] = []
         steps: list[int] = []
-        while len(megabytes) * INTERVAL < 3600 * args.hours:  # a machine's sleep does not count
-            time.sleep(INTERVAL)
-            if training.poll() is not None:
+        try:
+            while len(megabytes) * INTERVAL < 3600 * args.hours:  # a machine's sleep does not count
+                time.sleep(INTERVAL)
                 minutes = len(megabytes) * INTERVAL / 60
-                raise SystemExit(f"The training ended after {minutes:.1f} minutes, with {training.returncode}.")
-            processes = [psutil.Process(training.pid), *psutil.Process(training.pid).children(recursive=True)]
-            megabytes.append(round(sum(process.memory_info().rss for process in processes) / 1e6, 1))
-            steps.append(newest_checkpoint(Path(folder)))
-            minutes = len(megabytes) * INTERVAL / 60
-            print(f"{minutes:6.1f} min   checkpoint {steps[-1]:>9}   {megabytes[-1]:8.1f} MB", flush=True)
-        training.terminate()
-        code = training.wait()
+                if training.poll() is not None:
+                    raise SystemExit(f"The training ended after {minutes:.1f} minutes, with {training.returncode}.")
+                megabytes.append(round(resident(psutil.Process(training.pid)) / 1e6, 1))
+                steps.append(newest_checkpoint(Path(folder)))
+                print(f"{minutes:6.1f} min   checkpoint {steps[-1]:>9}   {megabytes[-1]:8.1f} MB", flush=True)
+            training.terminate()
+            code = training.wait()
+        finally:
+            training.kill()
         last = newest_checkpoint(Path(folder))
 
     minute = 60 // INTERVAL
@@ -62,21 +67,28 @@ def main() -> None:
     print(f"after 10 minutes {after_ten:.1f} MB, at the end {at_end:.1f} MB: {100 * (at_end / after_ten - 1):+.2f}%")
     print(f"told to stop: exit code {code}, checkpoint at step {last}")
     if args.output:
-        record = {
-            "command": "python scripts/soak.py " + shlex.join(sys.argv[1:]),
-            "training": "python -m rl_zoo3.train " + " ".join(args.flags),
-            "date": time.strftime("%Y-%m-%d"),
-            "machine": machine.describe(),
-            "seconds_between": INTERVAL,
-            "megabytes_after_10_minutes": float(after_ten),
-            "megabytes_at_the_end": float(at_end),
-            "ratio": round(float(at_end / after_ten), 4),
-            "exit_code": code,
-            "steps": last,
-            "checkpoints": steps,
-            "megabytes": megabytes,
-        }
-        args.output.write_text(json.dumps(record) + "\n")
+        write_record(
+            args.output,
+            training="python -m rl_zoo3.train " + " ".join(args.flags),
+            machine=machine.describe(),
+            seconds_between=INTERVAL,
+            megabytes_after_10_minutes=float(after_ten),
+            megabytes_at_the_end=float(at_end),
+            ratio=round(float(at_end / after_ten), 4),
+            exit_code=code,
+            steps=last,
+            checkpoints=steps,
+            megabytes=megabytes,
+        )
+
+
+def resident(process: psutil.Process) -> int:
+    """Bytes of a process and all below it."""
+    n_bytes = 0
+    for one in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):  # it has ended since
+            n_bytes += one.memory_info().rss
+    return n_bytes
 
 
 def newest_checkpoint(folder: Path) -> int:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from huggingface_sb3 import EnvironmentName
+from records import replace
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 
 from dqn_ext.checkpoint import CheckpointFolder
@@ -103,13 +104,6 @@ def prepare(run: Run) -> None:
     link.parent.mkdir(exist_ok=True)
     if not link.is_symlink():
         link.symlink_to(os.path.relpath(run.zoo_folder, link.parent))
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file that is whole at any time."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def train(run: Run) -> None:

@@ -87,7 +87,7 @@ def test_records(folder):
         assert 0 < curve["hours"][0] < curve["hours"][-1] <= record["hours"] < 0.1
 
 
-def test_only_complete_records_of_the_protocol_are_drawn(folder):
+def test_only_complete_records_of_the_protocol_are_drawn(folder, monkeypatch, capsys):
     records = folder / "results/learning"
     good = json.loads((records / "ddqn-CartPole-v1-3000-7.json").read_text())
     others = {
@@ -106,7 +106,10 @@ def test_only_complete_records_of_the_protocol_are_drawn(folder):
     }
     for name, content in others.items():
         (records / f"{name}.json").write_text(content)
-    output = finish("--games CartPole-v1 --seeds -n 3000", folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", "bench_learning.py --games CartPole-v1 --seeds -n 3000".split())
+    bench_learning.main()
+    output = capsys.readouterr().out
     for name in others:
         (records / f"{name}.json").unlink()
     assert "cut.json is left out: it lacks attempts, curve, env" in output

@@ -175,6 +175,19 @@ def test_recorded_updates_are_the_same(traced, n_steps, priority_exponent, preci
     assert recorded.policy.optimizer.param_groups[0]["lr"] == eager.policy.optimizer.param_groups[0]["lr"]
 
 
+def test_each_setting_is_recorded_anew(traced):
+    model = make(n_steps=1)
+    model.learning_starts = 100
+    traced(model).learn(30)
+    others = {"gamma": 0.9, "double_q": False, "reward_bound": 1, "max_grad_norm": 1e-3}
+    for name, value in others.items():
+        model.train(cuda_graph.N_WARM_UP + 1, 8)
+        made = Trace.made
+        setattr(model, name, value)
+        model.train(cuda_graph.N_WARM_UP + 1, 8)
+        assert Trace.made == made + 1, name
+
+
 def test_what_cannot_be_recorded_is_done_all_the_same(traced, monkeypatch, caplog):
     def no_graph(*args):
         raise RuntimeError("operation not permitted when stream is capturing")

@@ -157,10 +157,12 @@ def test_train_calls_the_double_target():
     assert logged["train/grad_norm"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("n_steps", [1, 3])
-def test_without_double_q_it_is_dqn_to_the_bit(n_steps):
+@pytest.mark.parametrize(("n_steps", "normalize"), [(1, False), (3, False), (3, True)])
+def test_without_double_q_it_is_dqn_to_the_bit(n_steps, normalize):
     def weights(algorithm, **kwargs):
-        model = algorithm("MlpPolicy", "CartPole-v1", seed=3, n_steps=n_steps, train_freq=4, **SMALL, **kwargs)
+        env = make_vec_env("CartPole-v1")
+        env = VecNormalize(env) if normalize else env
+        model = algorithm("MlpPolicy", env, seed=3, n_steps=n_steps, train_freq=4, **SMALL, **kwargs)
         return model.learn(600).policy.state_dict()
 
     dqn, ablation, ddqn = weights(DQN), weights(DDQN, double_q=False), weights(DDQN)

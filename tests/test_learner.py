@@ -131,8 +131,9 @@ def test_updates_see_the_weights_of_the_moment(monkeypatch):
     assert all(are_current)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])  # by the ways that they take; on the CPU in any case
 @pytest.mark.parametrize("max_grad_norm", [1e-3, 1e3])
-def test_clipping_is_torchs(max_grad_norm):
+def test_clipping_is_torchs(max_grad_norm, device):
     env = VecFrameStack(make_atari_env("PongNoFrameskip-v4"), 4)
     model = DDQN("CnnPolicy", env, max_grad_norm=max_grad_norm, device="cpu")
     images = th.randint(0, 256, (4, 4, 84, 84), dtype=th.uint8)
@@ -142,8 +143,10 @@ def test_clipping_is_torchs(max_grad_norm):
     nn.utils.clip_grad_norm_(model.q_net.parameters(), max_grad_norm)
     expected = [parameter.grad.clone() for parameter in model.q_net.parameters()]
 
-    step = learner.Learner(model.policy, model.device, "float32").step
-    assert step(model.q_net(images).square().mean(), max_grad_norm) == pytest.approx(norm.item(), rel=1e-5)
+    agent = learner.Learner(model.policy, model.device, "float32")
+    agent.device = th.device(device)
+    grad_norm = agent.step(model.q_net(images).square().mean(), max_grad_norm)
+    assert grad_norm == pytest.approx(norm.item(), rel=1e-5)
     for parameter, gradient in zip(model.q_net.parameters(), expected, strict=True):
         th.testing.assert_close(parameter.grad, gradient)
 
@@ -168,6 +171,29 @@ def test_no_moment_stays_denormal():
         assert n_denormal(adam) == 0
     assert n_denormal(plain) == 500
     assert th.equal(weights, twins)
+
+
+def test_each_update_clears_moments(monkeypatch):
+    cleared = []
+    monkeypatch.setattr(learner, "clear_vanishing_moments", cleared.append)
+    model = DDQN("MlpPolicy", "CartPole-v1", learning_starts=10, device="cpu").learn(8)
+    model.train(3, 4)
+    assert cleared == [model.policy.optimizer] * 3
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"avx512_bf16": True}, th.bfloat16),
+        ({"amx_bf16": True}, th.bfloat16),
+        ({"bf16": True}, th.bfloat16),
+        ({"sve_bf16": True}, th.bfloat16),
+        ({"avx2": True, "avx512_bf16": False}, th.float32),
+    ],
+)
+def test_which_processors_have_bfloat16(monkeypatch, capabilities, dtype):
+    monkeypatch.setattr(th.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert learner.choose_dtype("auto", th.device("cpu")) == dtype
 
 
 def test_settings_that_change_between_two_updates_count():

@@ -28,7 +28,8 @@ SETTINGS = {
     "FRAMES": "60",
     # one environment, so that games end within the budget
     "ARGS": "--seed 0 --eval-episodes 2 --eval-freq 800 "
-    "-params n_envs:1 learning_starts:200 train_freq:4 gradient_steps:1 buffer_size:2000",
+    "-params n_envs:1 learning_starts:200 train_freq:4 gradient_steps:1 buffer_size:2000 "
+    '"policy_kwargs:dict(features_extractor_kwargs=dict(width=0.25, features_dim=64))"',
 }
 
 

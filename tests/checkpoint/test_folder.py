@@ -20,7 +20,7 @@ from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecFrameStack
 
-from dqn_ext.checkpoint import CheckpointFolder
+from dqn_ext.checkpoint import CheckpointFolder, ResumeCallback
 from dqn_ext.checkpoint.plain import NotPlain, decode, encode
 from dqn_ext.checkpoint.state import env_state, set_env_state
 from dqn_ext.errors import InvalidInput
@@ -45,6 +45,35 @@ def newest(folder: Path) -> int:
 
 def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def test_what_has_its_name_is_on_the_disk(tmp_path, monkeypatch):
+    """A machine that loses power forgets what was written and not waited for."""
+    synced = []
+    rename = Path.rename
+
+    def look(path, target):
+        assert {path, *path.rglob("*")} <= set(synced)
+        return rename(path, target)
+
+    monkeypatch.setattr("dqn_ext.checkpoint.folder.sync", synced.append)
+    monkeypatch.setattr(Path, "rename", look)
+    folder = CheckpointFolder(tmp_path / "checkpoint")
+    folder.write(20, {}, lambda path: (path / "a").write_text("b"))
+    assert synced[-1] == folder.path
+
+
+def test_a_run_is_on_the_disk_before_its_checkpoints_go(tmp_path, monkeypatch):
+    done = []
+    resume = ResumeCallback(tmp_path, 20, {})
+    monkeypatch.setattr("dqn_ext.checkpoint.callback.sync", done.append)
+    monkeypatch.setattr(resume.folder, "clear", lambda: done.append("cleared"))
+    (tmp_path / "agent.zip").write_text("an agent")
+    (tmp_path / "0.monitor.csv").write_text("its games")
+    resume.finish()
+    resume.folder.unlock()
+    assert done[-1] == "cleared"
+    assert {tmp_path, tmp_path / "agent.zip", tmp_path / "0.monitor.csv"} <= set(done)
 
 
 # ---------------------------------------------------------------------- damage

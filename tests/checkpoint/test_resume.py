@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import DQN
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
@@ -120,7 +121,9 @@ def test_precision_and_memory_layout_go_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"env": "CartPole-v1", "vec_env_cls": SubprocVecEnv}, {"env": "native"}], ids=["SubprocVecEnv", "native"]
+    "kwargs",
+    [{"env": "CartPole-v1", "vec_env_cls": SubprocVecEnv, "n_steps": 3}, {"env": "native"}],
+    ids=["SubprocVecEnv", "native"],
 )
 def test_games_that_start_anew(tmp_path, capsys, kwargs):
     """Their state cannot be read: everything else goes on, and it is said. Nobody counts the seconds in between."""
@@ -128,6 +131,9 @@ def test_games_that_start_anew(tmp_path, capsys, kwargs):
     class Look(BaseCallback):
         def _on_training_start(self) -> None:
             self.seconds = [time.time() - start for start in self.training_env.get_attr("t_start")]
+            memory = self.model.replay_buffer
+            if isinstance(memory, NStepReplayBuffer):  # no return runs from an old game into a new one
+                assert np.logical_or(memory.dones, memory.timeouts)[memory.pos - 1].all()
 
         def _on_step(self) -> bool:
             return True

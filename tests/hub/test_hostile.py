@@ -120,7 +120,8 @@ def play(folder: Path) -> None:
     if (folder / "vec_normalize.pkl").exists():
         (folder / "vec_normalize.pkl").rename(run / ENV / "vecnormalize.pkl")
     with zipfile.ZipFile(folder / "train_eval_metrics.zip") as archive:
-        assert set(archive.namelist()) <= {"evaluations.npz", "0.monitor.csv", "monitor.csv"}
+        assert set(names := archive.namelist()) <= {"evaluations.npz", "0.monitor.csv", "monitor.csv"}
+        assert len(names) == len(set(names))
         archive.extractall(run)
     assert not (run / "replay_buffer.pkl").exists()
     hyperparams, stats_path = get_saved_hyperparams(str(run / ENV), test_mode=True)
@@ -696,11 +697,12 @@ def metrics_with_a_field_without_end(files):
     edit_metrics(**{"0__monitor__csv": b"#{}\nr,l,t\n" + b"1" * 200_000 + b",1,1\n"})(files)
 
 
-@described(HARMLESS)
-def evaluations_with_strange_headers(files):
-    for header in (b"((((", b"{'descr': (), 'fortran_order': False, 'shape': ()}", b"-" * 20_000 + b"1"):
-        array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
-        edit_metrics(evaluations__npz=zipped({"timesteps.npy": array}))(files)
+for _header in (b"((((", b"{'descr': (), 'fortran_order': False, 'shape': ()}", b"-" * 20_000 + b"1"):
+    _array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(_header)) + _header
+    DESCRIBED[f"evaluations with the header {_header[:5]!r}"] = (
+        edit_metrics(evaluations__npz=zipped({"timesteps.npy": _array})),
+        HARMLESS,
+    )
 
 
 @described(HARMLESS)
@@ -783,6 +785,33 @@ def check(hub: HubServer, files: Files, tmp_path: Path, case: Case, says: str) -
         play(folder)
     assert not MARKER.exists()
     assert {path.name for path in tmp_path.iterdir()} <= {"folder", "cache"}
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        (metrics_as_a_bomb, "The zip's monitor.csv must not be larger than 64 MB."),
+        (evaluations_declare_a_terabyte, "evaluations.npz must hold numbers"),
+    ],
+)
+def test_records_without_end(hub, pushed, tmp_path, capsys, case, says):
+    check(hub, pushed, tmp_path, case, HARMLESS)
+    assert says in capsys.readouterr().out
+
+
+def test_whose_code_may_run(monkeypatch, tmp_path):
+    """That of one repository, and of no other."""
+
+    def download(repo_id, algo, env_name, folder, api):
+        (folder / f"{algo}-{env_name}.zip").write_bytes(b"plain values")
+
+    monkeypatch.setattr(hub_load, "download", download)
+    monkeypatch.setenv(hub_load.LET_IT_RUN_CODE, "me/other")
+    files = hub_load.HubFiles(lambda *_: pytest.fail("the Zoo's own"))
+    first = Path(files("mallory/agent", f"ddqn-{ENV}.zip"))
+    second = Path(files("mallory/agent", f"ddqn-{ENV}.zip"))
+    assert first != second
+    assert first.read_bytes() == second.read_bytes() == b"plain values"  # of the first, too: somebody has its path
 
 
 def test_stacks_that_would_fill_the_memory():

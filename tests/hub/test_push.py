@@ -234,6 +234,7 @@ def test_a_fault_leaves_all_or_nothing(small, hub, request_line, fault, monkeypa
     with pytest.raises(InvalidInput, match=f"Pushing to {REPO} failed: .*The prepared folder is kept") as error:
         send(small, REPO, "message", api(hub))
     assert "\n" not in str(error.value)
+    assert (fault == "timeout") == ("timed out" in str(error.value))
     files = {name: content for name, content in hub.repos.get(REPO, {}).items() if name != ".gitattributes"}
     done = request_line.endswith("commit/main") and fault == "lost"
     assert files == (expected if done else {})

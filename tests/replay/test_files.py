@@ -1,6 +1,7 @@
 """Saving and loading: compact, the same again, and never a wrong result from a damaged file."""
 
 import copy
+import errno
 import io
 import os
 import pickle
@@ -255,6 +256,21 @@ import os; print(os.listdir("."))
 """
     output = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, check=True)
     assert output.stdout == "The replay memory could not be saved to memory: File too large.\n['memory']\n"
+
+
+def test_room_for_the_memory_map_is_taken_at_once(tmp_path, monkeypatch):
+    """A mapped file that finds the disk full later would kill the process."""
+    asked = []
+
+    def full(descriptor, offset, size):
+        asked.append(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    stream = RandomStream(0, 1)
+    with pytest.raises(InvalidInput, match="No space left on device"):
+        ours(stream, 1000, store="memmap", store_dir=str(tmp_path))
+    assert asked[0] > 1000 * ours(stream, 10)._frame_size
 
 
 def test_no_room_for_the_memory_map(tmp_path):

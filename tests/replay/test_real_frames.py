@@ -2,10 +2,13 @@
 
 import gc
 import sys
+import warnings
+from types import SimpleNamespace
 
 import ale_py
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -224,24 +227,31 @@ def test_settings_of_a_model():
         DDQN("CnnPolicy", pong(), buffer_size=50, replay_buffer_kwargs={"store": "row"})
 
 
-def test_more_than_the_machine_has():
+def test_more_than_the_machine_has(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000_000))
     space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
-    with pytest.warns(
-        UserWarning, match=r"A full replay memory will take 705\d\d\d\.\d\d GB, and this machine has .* GB"
-    ):
-        FrameReplayBuffer._warn_of_memory(FrameReplayBuffer(10, space, spaces.Discrete(3)), 7056 * 10**11)
+    with pytest.warns(UserWarning, match=r"A full replay memory will take 0\.14 GB, and this machine has 0\.10 GB"):
+        FrameReplayBuffer(20_000, space, spaces.Discrete(3), "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FrameReplayBuffer(20_000, space, spaces.Discrete(3), "cpu", store="compressed")
 
 
 def transition(obs: np.ndarray, next_obs: np.ndarray):
     return obs, next_obs, np.zeros(1, int), np.zeros(1), np.zeros(1, bool), [{}]
 
 
-def test_an_observation_that_is_no_stack():
-    """A game in colour, whose three channels are no frames."""
+@pytest.mark.parametrize("n_channels", [3, 4])
+@pytest.mark.parametrize("innermost", [False, True])
+def test_an_observation_that_is_no_stack(n_channels, innermost):
+    """A game in colour, whose channels are no frames, as it is or as ``VecTransposeImage`` turns it."""
     rng = np.random.default_rng(0)
-    space = spaces.Box(0, 255, (3, 20, 20), np.uint8)
+    space = spaces.Box(0, 255, (n_channels, 20, 20), np.uint8)
     buffer = FrameReplayBuffer(10, space, spaces.Discrete(3), "cpu")
-    images = rng.integers(0, 256, (3, 1, 3, 20, 20)).astype(np.uint8)
+    if innermost:
+        images = rng.integers(0, 256, (3, 1, 20, 20, n_channels)).astype(np.uint8).transpose(0, 1, 4, 2, 3)
+    else:
+        images = rng.integers(0, 256, (3, 1, n_channels, 20, 20)).astype(np.uint8)
     with pytest.raises(InvalidInput, match="have not moved on by one"):
         buffer.add(*transition(images[0], images[1]))
     assert buffer.size() == 0

@@ -1,5 +1,6 @@
 """The Zoo's own command, ended by a scheduler and run again."""
 
+import argparse
 import os
 import pickle
 import shlex
@@ -10,6 +11,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -117,6 +119,45 @@ def test_a_step_that_ctrl_c_interrupts():
     assert not closing.is_alive()
     assert not any(process.is_alive() for process in env.processes)
     env.close()
+
+
+def cartpole(folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 1, **settings: Any) -> ExperimentManager:
+    """A run that is about to begin, or to go on."""
+    monkeypatch.setattr(sys, "argv", ["train", "--seed", str(seed)])
+    manager = ExperimentManager(
+        argparse.Namespace(),
+        "ddqn",
+        "CartPole-v1",
+        log_folder=str(folder),
+        seed=seed,
+        hyperparams={"checkpoint_freq": 20},
+        device="cpu",
+        **settings,
+    )
+    manager._preprocess_hyperparams(manager.read_hyperparameters()[0])
+    manager._resume.folder.unlock()
+    return manager
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 2),
+        ("n_timesteps", 500),
+        ("eval_freq", 7),
+        ("n_eval_episodes", 3),
+        ("n_eval_envs", 2),
+        ("env_kwargs", {"sutton_barto_reward": True}),
+        ("eval_env_kwargs", {"sutton_barto_reward": True}),
+        ("vec_env_type", "subproc"),
+    ],
+)
+def test_a_run_of_other_settings_is_another_run(tmp_path, monkeypatch, capsys, name, value):
+    first = cartpole(tmp_path, monkeypatch)._resume
+    first.folder.write(20, {"settings": first.settings}, lambda folder: None)
+    assert cartpole(tmp_path, monkeypatch)._resume.resumes
+    assert not cartpole(tmp_path, monkeypatch, **{name: value})._resume.resumes
+    assert f"{name.replace('_type', '_class')} is " in capsys.readouterr().out
 
 
 def test_two_runs_that_choose_one_folder(tmp_path):

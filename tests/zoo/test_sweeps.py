@@ -4,7 +4,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +11,11 @@ import optuna
 import pytest
 from optuna.storages.journal import JournalFileOpenLock
 from optuna.trial import TrialState
+from rl_zoo3 import exp_manager
 
 from dqn_ext.errors import InvalidInput
 from dqn_ext.zoo import sweeps
-from dqn_ext.zoo.manager import keep_from_pruning_at_the_end
+from dqn_ext.zoo.manager import ExperimentManager
 from dqn_ext.zoo.sweeps import open_storage, run_trials
 from tests.waiting import wait_until
 from tests.zoo.conftest import run_python
@@ -67,6 +67,27 @@ def test_twenty_kills(storage: str, tmp_path: Path) -> None:
         print(kill_workers(study, kills=20, workers=3))
     finally:
         study.close()
+
+
+class Clock:
+    """In place of the module ``time`` where signs of life are waited for: sleeping takes no time."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(sweeps, "time", clock)
+    return clock
 
 
 class TestTwoWorkersOfOneJournal:
@@ -123,25 +144,29 @@ class TestTwoWorkersOfOneJournal:
         assert begun == [0]
         assert states == [TrialState.COMPLETE] * 4 + [TrialState.FAIL]
 
-    def test_a_trial_that_never_gave_a_sign_of_life_is_run_again(self) -> None:
+    @pytest.mark.parametrize("kind", ["journal", "database"])
+    def test_a_trial_that_never_gave_a_sign_of_life_is_run_again(self, kind: str, clock: "Clock") -> None:
         """Its worker died between beginning it and the first one."""
+        if kind == "database":
+            self.path = f"sqlite:///{self.path.replace('.log', '.db')}"
         self.worker().ask(fixed_distributions={"x": optuna.distributions.FloatDistribution(0, 1)})
         ours = self.worker()
-        begin = time.monotonic()
         run_trials(ours, lambda trial: trial.suggest_float("x", 0, 1), 1, total=2, n_jobs=1)
-        assert time.monotonic() - begin >= 3  # it might have been alive
+        assert clock.now >= 3  # it might have been alive
         assert [trial.state.name for trial in ours.trials].count("COMPLETE") == 2
         assert ours.trials[0].state == TrialState.FAIL
         assert ours.trials[0].params in [trial.params for trial in ours.trials[1:]]
 
-    def test_parameters_that_kill_each_worker_are_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_parameters_that_kill_each_worker_are_given_up(
+        self, monkeypatch: pytest.MonkeyPatch, clock: "Clock"
+    ) -> None:
         monkeypatch.setattr(sweeps, "MAX_RETRIES", 1)
         study = self.worker()
         for _ in range(3):
             self.worker().ask()  # and dies
             watcher = self.worker()
             optuna.storages.fail_stale_trials(watcher)  # begins to watch
-            time.sleep(3.1)
+            clock.sleep(3.1)
             optuna.storages.fail_stale_trials(watcher)
         # The first one and its retry; the third worker began another, which waits to be run again
         assert [trial.system_attrs.get("retry_history") for trial in study.trials] == [None, [0], None, [2]]
@@ -210,14 +235,20 @@ class TestTwoWorkersOfOneJournal:
         assert Path(self.path).read_bytes() == b"<<<<<<< HEAD\n" + content
 
 
-def test_nothing_is_pruned_at_its_last_evaluation() -> None:
+def test_nothing_is_pruned_at_its_last_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(self: ExperimentManager, trial: optuna.Trial) -> list[bool]:
+        pruned = []
+        for step in (1, 2, 3):
+            trial.report(5.0, step)
+            pruned.append(trial.should_prune())
+        return pruned
+
+    monkeypatch.setattr(exp_manager.ExperimentManager, "objective", evaluate)
+    manager = object.__new__(ExperimentManager)
+    manager._hyperparams, manager.frame_stack, manager.custom_hyperparams, manager.storage = {}, None, None, None
+    manager.n_evaluations = 3
     trial = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(lower=10)).ask()
-    keep_from_pruning_at_the_end(trial, n_evaluations=3)
-    pruned = []
-    for step in (1, 2, 3):
-        trial.report(5.0, step)
-        pruned.append(trial.should_prune())
-    assert pruned == [True, True, False]
+    assert manager.objective(trial) == [True, True, False]  # type: ignore[comparison-overlap]
 
 
 def test_ctrl_c_and_going_on(tmp_path: Path) -> None:

@@ -1,18 +1,20 @@
 """Films of agents: python -m dqn_ext.watch, and what TensorBoard shows of a run."""
 
 import io
-import itertools
 from pathlib import Path
 
+import gymnasium as gym
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch as th
 from huggingface_sb3 import EnvironmentName
 from PIL import Image
+from stable_baselines3.common.atari_wrappers import ClipRewardEnv
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import VecFrameStack
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dqn_ext import DDQN, watch
@@ -77,15 +79,41 @@ def test_bad_input(logs, arguments, sentence):
     assert process.stderr.strip().splitlines()[-1].startswith(f"Error: {sentence}")
 
 
+class Sevens(gym.Env):
+    """Three steps of 7 points."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,)), gym.spaces.Discrete(2)
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012, gymnasium's
+    render_mode = "rgb_array"
+
+    def reset(self, **kwargs):
+        self.n_steps = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        self.n_steps += 1
+        return np.ones(1, np.float32), 7.0, self.n_steps == 3, False, {}
+
+    def render(self):
+        return np.zeros((10, 10, 3), np.uint8)
+
+
 def test_what_is_shown():
     """Scores are the raw ones of the whole game, Q-values the network's, and the action its largest."""
-    kwargs = {"max_num_frames_per_episode": 1200, "render_mode": "rgb_array"}
-    env = VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", env_kwargs=kwargs), 4)
-    model = DDQN("CnnPolicy", env, device="cpu", seed=1)
+    env = DummyVecEnv([lambda: ClipRewardEnv(Monitor(Sevens()))])
+    model = DDQN("MlpPolicy", env, policy_kwargs={"net_arch": []}, device="cpu")
+    with th.no_grad():
+        for network, bias in ((model.q_net, [1.0, 2.0]), (model.q_net_target, [0.0, 0.0])):
+            network.q_net[0].weight.zero_()
+            network.q_net[0].bias.copy_(th.tensor(bias))
     moments = list(watch.play(model, model.get_env()))
-    assert [moment.over for moment in moments] == [False] * (len(moments) - 1) + [True]
-    assert all(moment.action == moment.q_values.argmax() for moment in moments)
-    assert all(later.score >= earlier.score for earlier, later in itertools.pairwise(moments))
+    assert [moment.score for moment in moments] == [0, 7, 14, 21]
+    assert [moment.over for moment in moments] == [False, False, False, True]
+    assert {(*moment.q_values, moment.action) for moment in moments} == {(1.0, 2.0, 1)}
+
+
+def test_what_a_game_tells():
+    env = VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4"), 4)
     assert watch.frames_per_second(env) == 15
     assert watch.action_names(env.venv.envs[0]) == ["NOOP", "FIRE", "RIGHT", "LEFT"]
 
