@@ -107,7 +107,7 @@ def test_only_complete_records_of_the_protocol_are_drawn(folder, monkeypatch, ca
     for name, content in others.items():
         (records / f"{name}.json").write_text(content)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", "bench_learning.py --games CartPole-v1 --seeds -n 3000".split())
+    monkeypatch.setattr(sys, "argv", ["bench_learning.py", "--games", "CartPole-v1", "--seeds", "-n", "3000"])
     bench_learning.main()
     output = capsys.readouterr().out
     for name in others:

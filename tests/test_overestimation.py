@@ -1,6 +1,7 @@
 """scripts/overestimation.py: its arithmetic, against a chain whose values are known, and a real run."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
+from saved_agents import saved_agents
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from dqn_ext import DDQN
@@ -120,9 +122,17 @@ def test_a_run(tmp_path, capsys):
 
     (tmp_path / "logs/ppo/CartPole-v1_1").mkdir(parents=True)
     study.write_text("{")
+    (tmp_path / "throughput.json").write_text('{"rows": {"dqn": {}}}')
     for arguments, sentence in [
         ("logs/none", "Error: logs/none is no run of the Zoo's with saved agents"),
         ("logs/ppo/CartPole-v1_1", "Error: logs/ppo/CartPole-v1_1 is of ppo, and only agents of dqn and ddqn"),
         (f"{run} --output o/study.json", "Error: o/study.json is no record of this script's"),
+        (f"{run} --output throughput.json", "Error: throughput.json is no record of this script's"),
+        (f"{run} {run} --output o/two.json", "Error: two of these runs are of ddqn on CartPole-v1 with seed 1"),
     ]:
         assert sentence in error_of(overestimation.main, arguments, tmp_path, capsys)
+    assert not (tmp_path / "o/two.json").exists()  # it is said before anything is measured
+
+    shutil.move(tmp_path / "logs", tmp_path / "rate=1")
+    folder = tmp_path / "rate=1/ddqn/CartPole-v1_1"
+    assert [saved_agents(word).label for word in (str(folder), f"mine={folder}")] == ["ddqn", "mine"]
