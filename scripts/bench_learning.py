@@ -395,17 +395,16 @@ def of_one_machine(records: list[dict[str, Any]]) -> tuple[dict[str, dict[str, l
 
     :return: records whose hours can be compared, as :func:`by_label_and_game` has them, and the names of others
     """
-    timed, others = [], []
+    timed: list[dict[str, Any]] = []
     for env in dict.fromkeys(content["env"] for content in records):
-        by_machine = defaultdict(list)
+        by_machine: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
         for content in records:
             if content["env"] == env and content["attempts"] == 1:
                 by_machine[content["machine"], content["threads"]].append(content)
-        timed += max(by_machine.values(), key=lambda group: (len(by_label_and_game(group)), len(group)), default=[])
-    for content in records:
-        if content not in timed:
-            others.append(f"{content['label']} {game(content['env'])} {content['seed']}")
-    return by_label_and_game(timed), others
+        groups = sorted(by_machine.values(), key=lambda group: (len(by_label_and_game(group)), len(group)))
+        timed += groups[-1] if groups else []
+    others = [content for content in records if content not in timed]
+    return by_label_and_game(timed), [f"{other['label']} {game(other['env'])} {other['seed']}" for other in others]
 
 
 def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -234,7 +234,8 @@ def test_a_fault_leaves_all_or_nothing(small, hub, request_line, fault, monkeypa
     with pytest.raises(InvalidInput, match=f"Pushing to {REPO} failed: .*The prepared folder is kept") as error:
         send(small, REPO, "message", api(hub))
     assert "\n" not in str(error.value)
-    assert (fault == "timeout") == ("timed out" in str(error.value))
+    if fault == "timeout" and not request_line.startswith("GET"):  # which the client repeats, until it is cut off
+        assert "timed out" in str(error.value)
     files = {name: content for name, content in hub.repos.get(REPO, {}).items() if name != ".gitattributes"}
     done = request_line.endswith("commit/main") and fault == "lost"
     assert files == (expected if done else {})

@@ -62,7 +62,7 @@ def test_record_video(trained):
     # In the environment that its entry had, which here nobody can make
     shutil.copytree(trained / "logs", trained / "unknown")
     with (trained / "unknown/ddqn" / f"{GAME}_1" / GAME / "config.yml").open("a") as config:
-        config.write("- - env_kwargs\n  - unknown: 1\n")
+        config.write("  - - env_kwargs\n    - unknown: 1\n")
     record = f"-m rl_zoo3.record_video --algo ddqn --env {GAME} -f unknown -n 60 -o videos"
     assert "unexpected keyword argument 'unknown'" in run_python(record, cwd=trained, check=False).stderr
 

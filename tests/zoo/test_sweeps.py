@@ -11,7 +11,6 @@ import optuna
 import pytest
 from optuna.storages.journal import JournalFileOpenLock
 from optuna.trial import TrialState
-from rl_zoo3 import exp_manager
 
 from dqn_ext.errors import InvalidInput
 from dqn_ext.zoo import sweeps
@@ -243,7 +242,7 @@ def test_nothing_is_pruned_at_its_last_evaluation(monkeypatch: pytest.MonkeyPatc
             pruned.append(trial.should_prune())
         return pruned
 
-    monkeypatch.setattr(exp_manager.ExperimentManager, "objective", evaluate)
+    monkeypatch.setattr(ExperimentManager.__base__, "objective", evaluate)
     manager = object.__new__(ExperimentManager)
     manager._hyperparams, manager.frame_stack, manager.custom_hyperparams, manager.storage = {}, None, None, None
     manager.n_evaluations = 3
