@@ -397,7 +397,7 @@ def main() -> None:
             print(f"{name:24} left out: {worker.error}")
             continue
         row: dict[str, Any] = {"bytes": round(worker.bytes)}
-        for one in {worker, reference} - {None}:
+        for one in {worker, reference or worker}:
             one.ask("warm")  # of memory that lies idle a system may have taken pages back
         pairs: dict[str, list[Any]] = {key: [] for key in OPERATIONS}
         for _ in range(args.rounds):
