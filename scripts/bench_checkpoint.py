@@ -20,6 +20,7 @@ import gymnasium as gym
 import machine
 import torch as th
 import yaml
+from bench_throughput import ACTING
 from records import write_record
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env
@@ -30,8 +31,6 @@ from dqn_ext.atari import AtariVecEnv
 from dqn_ext.checkpoint import ResumeCallback
 
 WRITES, WARM_UP, WINDOW = 5, 500, 1000
-# As through most of a training: where all actions are random, nobody asks the network
-ACTING = {"exploration_initial_eps": 0.01, "exploration_final_eps": 0.01}
 
 
 class Bench(BaseCallback):

@@ -379,10 +379,11 @@ def draw(records: list[dict[str, Any]], envs: list[str], n_timesteps: int, path:
             if not axis.lines:  # no hours that can be compared
                 axis.set_axis_off()
                 continue
-            axis.set(title=f"{game(env)}, {n_timesteps:,} steps", xlabel="steps (actions)")
+            xlabel = "steps (actions)"
             if unit == "hours":
                 ran = next(content for games in timed.values() for content in games[env])
-                axis.set_xlabel(f"hours ({ran['machine']}; threads: {ran['threads']})")
+                xlabel = f"hours ({ran['machine']}; threads: {ran['threads']})"
+            axis.set(title=f"{game(env)}, {n_timesteps:,} steps", xlabel=xlabel)
             axis.legend(fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

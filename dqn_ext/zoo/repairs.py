@@ -161,15 +161,18 @@ def name_unreadable_settings() -> None:
     def __call__(
         self: Any, parser: Any, namespace: Any, values: Sequence[str], option_string: str | None = None
     ) -> None:
+        settings = {}
         for value in values:
+            one = argparse.Namespace()
             try:
-                evaluate(self, parser, argparse.Namespace(), [value], option_string)
+                evaluate(self, parser, one, [value], option_string)
             except Exception as error:
                 raise InvalidInput(
                     f"{option_string} {value} cannot be read: it must be NAME:VALUE with a value of Python's, "
                     f"words in quotes within quotes, \"policy:'CnnPolicy'\" ({error})."
                 ) from error
-        evaluate(self, parser, namespace, values, option_string)
+            settings.update(getattr(one, self.dest))
+        setattr(namespace, self.dest, settings)
 
     store_dict.__call__ = __call__
 

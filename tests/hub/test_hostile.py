@@ -332,6 +332,11 @@ def edit_model(**members: bytes | None) -> Case:
     return edit
 
 
+def edit_policy(files: Files, members: dict[str, bytes]) -> None:
+    """Exchange or add members of the zip that policy.pth is."""
+    edit_model(policy__pth=zipped({**in_weights(files), **members}))(files)
+
+
 @plain(HARMLESS)
 def hostile_data(files):
     data = json.loads(unzipped(files[f"ddqn-{ENV}.zip"])["data"])
@@ -369,9 +374,9 @@ def weights_as_a_bomb(files):
 
 @plain("policy.pth holds more than weights: '__builtin__ bytearray'")
 def weights_that_are_a_few_bytes_and_ask_for_a_gigabyte(files):
-    members = in_weights(files)
-    members["archive/data.pkl"] = b"\x80\x02c__builtin__\nbytearray\nJ" + struct.pack("<i", 2**30) + b"\x85R."
-    edit_model(policy__pth=zipped(members))(files)
+    edit_policy(
+        files, {"archive/data.pkl": b"\x80\x02c__builtin__\nbytearray\nJ" + struct.pack("<i", 2**30) + b"\x85R."}
+    )
 
 
 @plain("policy.pth holds more than weights: '__builtin__ bytearray'")
@@ -386,52 +391,41 @@ def weights_in_a_pickle_in_capitals(files):
 @plain("or is damaged ('something in it stands at several places')")
 def weights_whose_hash_takes_for_ever(files):
     """A tuple of twice a tuple of twice a tuple ..., as the key of a dict."""
-    members = in_weights(files)
-    members["archive/data.pkl"] = b"\x80\x02})" + b"q\x00h\x00\x86" * 60 + b"Ns."
-    edit_model(policy__pth=zipped(members))(files)
+    edit_policy(files, {"archive/data.pkl": b"\x80\x02})" + b"q\x00h\x00\x86" * 60 + b"Ns."})
 
 
 @plain("or is damaged ('a name in it is not one of weights')")
 def weights_whose_name_is_a_thousand_times_a_long_one(files):
-    members = in_weights(files)
     long = b"X" + struct.pack("<I", 2**15) + b"x" * 2**15 + b"q\x00"
-    members["archive/data.pkl"] = b"\x80\x02}(" + long + b"h\x00" * 1000 + b"tNs."
-    edit_model(policy__pth=zipped(members))(files)
+    edit_policy(files, {"archive/data.pkl": b"\x80\x02}(" + long + b"h\x00" * 1000 + b"tNs."})
 
 
 @plain("or is damaged ('a name in it is not one of weights')")
 def one_tensor_by_a_thousand_names(files):
     """PyTorch finds a file of the zip by any of them, and reads it once for each."""
-    members = in_weights(files)
-    members["archive/data/aaa"] = bytes(4 * 2**20)
     storages = b""
     for name in ("aaa", "aAa", "AAA"):
         words = [b"X" + struct.pack("<I", len(word)) + word for word in (b"storage", name.encode(), b"cpu")]
         number = b"J" + struct.pack("<i", 2**20)
         storages += b"(" + words[0] + b"ctorch\nFloatStorage\n" + words[1] + words[2] + number + b"tQ"
-    members["archive/data.pkl"] = b"\x80\x02" + storages + b"."
-    edit_model(policy__pth=zipped(members))(files)
+    edit_policy(files, {"archive/data/aaa": bytes(4 * 2**20), "archive/data.pkl": b"\x80\x02" + storages + b"."})
 
 
 @plain("or is damaged ('it has more than 4000 tuples')")
 def weights_that_are_a_tuple_in_a_tuple_in_a_tuple(files):
     """As the key of a dict: its hash would take all of the stack, and Python with it."""
-    members = in_weights(files)
-    members["archive/data.pkl"] = b"\x80\x02})" + b"\x85" * 60_000 + b"Ns."
-    edit_model(policy__pth=zipped(members))(files)
+    edit_policy(files, {"archive/data.pkl": b"\x80\x02})" + b"\x85" * 60_000 + b"Ns."})
 
 
 @plain("policy.pth holds more than weights, or is damaged")
 def weights_that_write_on_the_terminal(files):
     """PyTorch's message has the byte order as it stands there."""
-    members = in_weights(files)
-    members["archive/byteorder"] = b"\x1b]52;c;eA==\x07"
-    edit_model(policy__pth=zipped(members))(files)
+    edit_policy(files, {"archive/byteorder": b"\x1b]52;c;eA==\x07"})
 
 
 @plain("policy.pth must not have a member 'archive/\\x1b[2J\\nAll is well'")
 def a_member_that_writes_on_the_terminal(files):
-    edit_model(policy__pth=zipped({**in_weights(files), "archive/\x1b[2J\nAll is well": b""}))(files)
+    edit_policy(files, {"archive/\x1b[2J\nAll is well": b""})
 
 
 @plain("policy.pth must not have a member ''")
@@ -442,29 +436,22 @@ def a_member_without_a_name(files):
 
 @plain("The pickle in policy.pth must not be larger than 64 KB")
 def weights_in_a_long_pickle(files):
-    members = in_weights(files)
-    members["archive/data.pkl"] = b"\x80\x02" + b"]" * 2**20 + b"."
-    edit_model(policy__pth=zipped(members))(files)
+    edit_policy(files, {"archive/data.pkl": b"\x80\x02" + b"]" * 2**20 + b"."})
 
 
 @plain("policy.pth holds more than weights, or is damaged")
 def weights_in_a_pickle_that_is_cut_off(files):
-    members = in_weights(files)
-    members["archive/data.pkl"] = members["archive/data.pkl"][:-20]
-    edit_model(policy__pth=zipped(members))(files)
+    edit_policy(files, {"archive/data.pkl": in_weights(files)["archive/data.pkl"][:-20]})
 
 
 @plain("policy.pth holds more than weights, or is damaged")
 def weights_that_claim_to_be_larger_than_they_are(files):
-    members = in_weights(files)
-    members["archive/data/0"] = members["archive/data/0"][:4]
-    edit_model(policy__pth=zipped(members))(files)
+    edit_policy(files, {"archive/data/0": in_weights(files)["archive/data/0"][:4]})
 
 
 @plain("policy.pth is not a zip file (it has too many members)")
 def weights_in_a_zip_of_many_members(files):
-    members = in_weights(files)
-    edit_model(policy__pth=zipped({**members, **{f"archive/{i}": b"" for i in range(20_000)}}))(files)
+    edit_policy(files, {f"archive/{i}": b"" for i in range(20_000)})
 
 
 @plain("the model must not be compressed")
