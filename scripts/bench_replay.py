@@ -11,10 +11,8 @@ left out: pip install cpprb torchrl tianshou dopamine-rl sb3-extra-buffers[zstd,
 """
 
 import argparse
-import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +24,7 @@ import machine
 import numpy as np
 import psutil
 from records import write_record
+from worker import Worker, WorkerEnded, answer
 
 N_STACK = 4
 Transition = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]
@@ -239,13 +238,6 @@ OURS = ("raw", "compressed", "memmap", "prioritized", "compressed prioritized")
 # ---------------------------------------------------------------------- measuring
 
 
-_ANSWER = "answer: "
-
-
-def answer(value: Any) -> None:
-    print(_ANSWER + json.dumps(value), flush=True)
-
-
 def work(name: str, recording: str, capacity: int, n_envs: int) -> None:
     """The process of one contender: build and fill it, then time what is asked for, line by line."""
     with np.load(recording) as arrays:
@@ -271,7 +263,7 @@ def work(name: str, recording: str, capacity: int, n_envs: int) -> None:
             memory.add(*next(stream))
         n_bytes = (process.memory_info().rss - before) / capacity
         sample = memory.sample
-    answer({"bytes": n_bytes})
+    answer(n_bytes)
 
     prioritized = "prioritized" in name
     rng = np.random.default_rng(0)
@@ -314,39 +306,16 @@ def work(name: str, recording: str, capacity: int, n_envs: int) -> None:
         answer(result)
 
 
-class Worker:
-    """A contender in its own process."""
+def contender(name: str, args: argparse.Namespace, capacity: int) -> Worker:
+    """Its process, which has filled it.
 
-    def __init__(self, name: str, args: argparse.Namespace, capacity: int) -> None:
-        command = [sys.executable, __file__, "--worker", name, "--recording", args.recording]
-        command += ["--capacity", str(capacity), "--n-envs", str(args.n_envs)]
-        # As in a training, whose larger blocks have taught glibc to keep what is freed. Otherwise it is a matter of
-        # chance whether a batch's memory comes from the system, page by page, and takes twice as long
-        env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
-        )
-        first = self._answer()
-        self.bytes: float = first["bytes"] if first else float("nan")
-        self.error = None
-        if first is None:
-            said = self.process.stderr.read().strip().rpartition("\n")[2]  # type: ignore[union-attr]
-            self.error = said or f"exit code {self.process.wait()}"
-
-    def _answer(self) -> Any:
-        for line in self.process.stdout:  # type: ignore[union-attr]
-            # A library may print, too
-            if line.startswith(_ANSWER):
-                return json.loads(line.removeprefix(_ANSWER))
-        return None
-
-    def ask(self, operation: str, size: int = 0) -> Any:
-        self.process.stdin.write(f"{operation} {size}\n")  # type: ignore[union-attr]
-        self.process.stdin.flush()  # type: ignore[union-attr]
-        return self._answer()
-
-    def close(self) -> None:
-        self.process.communicate()
+    :raises WorkerEnded: if it could not
+    """
+    arguments = ["--worker", name, "--recording", args.recording]
+    arguments += ["--capacity", str(capacity), "--n-envs", str(args.n_envs)]
+    # As in a training, whose larger blocks have taught glibc to keep what is freed. Otherwise it is a matter of
+    # chance whether a batch's memory comes from the system, page by page, and takes twice as long
+    return Worker(*arguments, MALLOC_MMAP_THRESHOLD_=str(2**25), MALLOC_TRIM_THRESHOLD_=str(2**30))
 
 
 OPERATIONS = {"add": ("add", 0), "sample32": ("sample", 32), "sample256": ("sample", 256)}
@@ -355,6 +324,26 @@ OPERATIONS = {"add": ("add", 0), "sample32": ("sample", 32), "sample256": ("samp
 def rounded(value: Any, digits: int) -> float | None:
     """``None`` for what was not measured."""
     return round(float(value), digits) if np.isfinite(value) else None
+
+
+def measure(worker: Worker, reference: Worker | None, rounds: int) -> dict[str, Any]:
+    """A contender's row: medians, and those of the ratios to the reference.
+
+    :raises WorkerEnded: if one of them does
+    """
+    row: dict[str, Any] = {"bytes": round(worker.first_answer)}
+    for one in {worker, reference or worker}:
+        one.ask("warm", 0)  # of memory that lies idle a system may have taken pages back
+    pairs: dict[str, list[Any]] = {key: [] for key in OPERATIONS}
+    for _ in range(rounds):
+        for key, question in OPERATIONS.items():
+            pairs[key].append((worker.ask(*question), reference and reference.ask(*question)))
+    for key, found in pairs.items():
+        times = np.array(found, dtype=float)
+        row[f"{key}_us"] = rounded(1e6 * np.median(times[:, 0]), 1)
+        row[f"{key}_reference_us"] = rounded(1e6 * np.median(times[:, 1]), 1)
+        row[f"{key}_ratio"] = rounded(np.median(times[:, 0] / times[:, 1]), 3)
+    return row
 
 
 def main() -> None:
@@ -384,32 +373,23 @@ def main() -> None:
 
     rows: dict[str, dict[str, Any]] = {}
     reference_capacity = args.reference_capacity or args.capacity
-    reference = None if args.reference == "none" else Worker(args.reference, args, reference_capacity)
-    if reference is not None and reference.error:
-        sys.exit(f"Error: the reference {args.reference} cannot be measured: {reference.error}")
+    try:
+        reference = None if args.reference == "none" else contender(args.reference, args, reference_capacity)
+    except WorkerEnded as error:
+        sys.exit(f"Error: the reference {args.reference} cannot be measured: {error}")
     print(f"{args.game}, {args.capacity} transitions, {args.n_envs} environments; times and their ratio to")
     print(f"{args.reference}'s at {reference_capacity} transitions")
     print(f"{'':24}{'bytes':>8}{'add us':>9}{'':7}{'sample(32) us':>15}{'':7}{'sample(256) us':>15}")
     for name in args.contenders:
         is_reference = name == args.reference and args.capacity == reference_capacity
-        worker = reference if is_reference and reference is not None else Worker(name, args, args.capacity)
-        if worker.error:
-            print(f"{name:24} left out: {worker.error}")
+        try:
+            worker = reference if is_reference and reference else contender(name, args, args.capacity)
+            row = measure(worker, reference, args.rounds)
+            if args.save and name in OURS:
+                row["save_s"], row["load_s"], row["file_bytes"] = worker.ask("save", 0)
+        except WorkerEnded as error:
+            print(f"{name:24} left out: {error}")
             continue
-        row: dict[str, Any] = {"bytes": round(worker.bytes)}
-        for one in {worker, reference or worker}:
-            one.ask("warm")  # of memory that lies idle a system may have taken pages back
-        pairs: dict[str, list[Any]] = {key: [] for key in OPERATIONS}
-        for _ in range(args.rounds):
-            for key, (operation, size) in OPERATIONS.items():
-                pairs[key].append((worker.ask(operation, size), reference and reference.ask(operation, size)))
-        for key, found in pairs.items():
-            times = np.array(found, dtype=float)
-            row[f"{key}_us"] = rounded(1e6 * np.median(times[:, 0]), 1)
-            row[f"{key}_reference_us"] = rounded(1e6 * np.median(times[:, 1]), 1)
-            row[f"{key}_ratio"] = rounded(np.median(times[:, 0] / times[:, 1]), 3)
-        if args.save and name in OURS:
-            row["save_s"], row["load_s"], row["file_bytes"] = worker.ask("save")
         if worker is not reference:
             worker.close()
         rows[name] = row

@@ -13,12 +13,10 @@ median over the windows. A last window tells where the time of the Zoo's runs go
 
 import argparse
 import ast
-import json
 import math
 import os
 import platform
 import runpy
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,8 +30,8 @@ import numpy as np
 import psutil
 from records import write_record
 from stable_baselines3.common.utils import get_device
+from worker import Worker, WorkerEnded, answer
 
-_ANSWER = "answer: "
 # As through most of a training: at the start of one, when all actions are random, nobody asks the network
 EPSILON = 0.01
 ACTING = {"exploration_initial_eps": EPSILON, "exploration_final_eps": EPSILON}
@@ -253,40 +251,7 @@ def work_tianshou(env: str, gate: Gate, learning_starts: int) -> None:
     envs.close()
 
 
-def answer(value: Any) -> None:
-    print(_ANSWER + json.dumps(value), flush=True)
-
-
 # ---------------------------------------------------------------------- the table
-
-
-class Run:
-    """A run in its own process, which waits until a window is asked for."""
-
-    def __init__(self, run: str, args: argparse.Namespace) -> None:
-        command = [sys.executable, __file__, "--worker", run, "--game", args.game]
-        self.process = subprocess.Popen(
-            [*command, "--learning-starts", str(args.learning_starts)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._answer()
-
-    def _answer(self) -> Any:
-        for line in self.process.stdout:  # type: ignore[union-attr]
-            if line.startswith(_ANSWER):
-                return json.loads(line.removeprefix(_ANSWER))
-        sys.exit("A run has ended early; its message stands above.")
-
-    def window(self, args: argparse.Namespace, kind: str = "plain") -> Any:
-        self.process.stdin.write(f"{args.transitions} {kind} {args.seconds}\n")  # type: ignore[union-attr]
-        self.process.stdin.flush()  # type: ignore[union-attr]
-        return self._answer()
-
-    def close(self) -> None:
-        self.process.stdin.close()  # type: ignore[union-attr]
-        self.process.wait()
 
 
 def main() -> None:
@@ -314,20 +279,28 @@ def main() -> None:
     names = ["cleanrl" if run.startswith("cleanrl:") else run for run in args.runs]
     if len(set(names)) < len(names):
         parser.error("--runs must differ; the same run has as many windows as --windows says")
-    runs = {name: Run(run, args) for name, run in zip(names, args.runs, strict=True)}
-    windows: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
-    parts: dict[str, dict[str, float]] = {name: {} for name in runs}
+    runs: dict[str, Worker] = {}
+    windows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    parts: dict[str, dict[str, float]] = {name: {} for name in names}
     device = get_device("auto").type
     about = {"machine": machine.describe(device), "python": platform.python_version(), "torch": version("torch")}
-    for _ in range(args.windows):
-        for name, run in runs.items():
-            windows[name].append(run.window(args))
-            print(f"{name}: {windows[name][-1]['transitions_per_s']:.0f} transitions/s", file=sys.stderr, flush=True)
-        if args.output:  # what there is, should something end this
-            write_record(args.output, **about, rows=rows_of(windows, parts))
-    parts = {name: run.window(args, "profile")["ms_per_transition"] for name, run in runs.items()}
-    for run in runs.values():
-        run.close()
+    try:
+        for name, run in zip(names, args.runs, strict=True):
+            arguments = ["--worker", run, "--game", args.game, "--learning-starts", str(args.learning_starts)]
+            runs[name] = Worker(*arguments)
+        for _ in range(args.windows):
+            for name, worker in runs.items():
+                windows[name].append(worker.ask(args.transitions, "plain", args.seconds))
+                print(
+                    f"{name}: {windows[name][-1]['transitions_per_s']:.0f} transitions/s", file=sys.stderr, flush=True
+                )
+            if args.output:  # what there is, should something end this
+                write_record(args.output, **about, rows=rows_of(windows, parts))
+        for name, worker in runs.items():
+            parts[name] = worker.ask(args.transitions, "profile", args.seconds)["ms_per_transition"]
+            worker.close()
+    except WorkerEnded as error:
+        sys.exit(f"Error: the run {name} has ended: {error}")
 
     rows = rows_of(windows, parts)
     if args.output:
