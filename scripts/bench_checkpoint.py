@@ -17,8 +17,6 @@ from typing import Any
 
 import ale_py
 import gymnasium as gym
-import machine
-import torch as th
 import yaml
 from bench_throughput import ACTING
 from records import write_record
@@ -29,6 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 from dqn_ext import DDQN
 from dqn_ext.atari import AtariVecEnv
 from dqn_ext.checkpoint import ResumeCallback
+from dqn_ext.zoo.manager import ZOO_KEYS
 
 WRITES, WARM_UP, WINDOW = 5, 500, 1000
 
@@ -82,23 +81,6 @@ class Bench(BaseCallback):
         return bool(self.sizes)
 
 
-def atari_entry() -> dict[str, Any]:
-    hyperparams = yaml.safe_load((Path(__file__).parent.parent / "hyperparams/ddqn.yml").read_text())["atari"]
-    zoo_keys = (
-        "env_wrapper",
-        "vec_env_wrapper",
-        "frame_stack",
-        "n_timesteps",
-        "n_envs",
-        "learning_rate",
-        "checkpoint_freq",
-    )
-    return {
-        "n_envs": hyperparams["n_envs"],
-        "agent": {**{name: value for name, value in hyperparams.items() if name not in zoo_keys}, **ACTING},
-    }
-
-
 def make_env(game: str, n_envs: int, run: Path, resumes: bool) -> VecEnv:
     monitor = {"monitor_dir": str(run), "monitor_kwargs": {"override_existing": not resumes}}
     games = make_atari_env(f"{game}NoFrameskip-v4", n_envs, seed=0, **monitor)  # type: ignore[arg-type]
@@ -116,10 +98,11 @@ def main() -> None:
     options = parser.parse_args()
 
     gym.register_envs(ale_py)
-    entry = atari_entry()
+    entry = yaml.safe_load((Path(__file__).parent.parent / "hyperparams/ddqn.yml").read_text())["atari"]
+    # The agent's own settings; a constant rate, SB3's, which is RL Zoo's, too
+    agent = {name: value for name, value in entry.items() if name not in {*ZOO_KEYS, "learning_rate"}} | ACTING
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         run = Path(folder)
-        agent = entry["agent"]
         resume = ResumeCallback(run, freq=10**12)
         bench = Bench(resume, options.transitions, options.freq)
         model = DDQN(env=make_env(options.game, entry["n_envs"], run, resumes=False), seed=0, **agent)
@@ -140,11 +123,11 @@ def main() -> None:
     if options.output:
         write_record(
             options.output,
+            model.device.type,
             game=options.game,
             freq=options.freq,
             rows=bench.rows,
             resume_seconds=round(seconds, 1),
-            machine=f"{machine.describe(model.device.type)}, torch {th.__version__}",
         )
 
 

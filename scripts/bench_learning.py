@@ -4,7 +4,7 @@
     # Other settings under a name of their own; flags after -- are the Zoo's
     python scripts/bench_learning.py --games Pong --algos ddqn --label "one step" -n 1000000 -- -params n_steps:1
     # Draw again what has been recorded
-    python scripts/bench_learning.py --games Breakout SpaceInvaders --seeds -n 1000000
+    python scripts/bench_learning.py --games Breakout SpaceInvaders --seeds -n 1000000 --records results/learning
 
 Each run is the Zoo's own train command. What was interrupted goes on when the same command is given again: ddqn from
 its checkpoints, dqn from those that ``-- -params checkpoint_freq:250000`` has it make (5.6 GB each on Atari, as its
@@ -135,15 +135,19 @@ def see_to_the_end(run: Run, label: str, records: Path) -> bool:
     """
     path = record_path(run, label, records)
     if path.exists():
+        print(f"{run.name}: recorded before, {path}", flush=True)
         return True
     try:
         train(run)
     except (RunFailed, RunKilled) as error:
         print(f"{run.name}: {error}", file=sys.stderr, flush=True)
         return False
-    with _recording:
-        content = record(run, label)
-    records.mkdir(parents=True, exist_ok=True)
+    try:
+        with _recording:
+            content = record(run, label)
+    except Exception as error:  # whatever it is, the other runs go on
+        print(f"{run.name} has no record: {error!r}", file=sys.stderr, flush=True)
+        return False
     replace(path, json.dumps(content) + "\n")
     print(f"{run.name}: {np.mean(content['scores']):.1f} +/- {np.std(content['scores']):.1f}", flush=True)
     return True
@@ -178,7 +182,7 @@ def record(run: Run, label: str) -> dict[str, Any]:
         "versions": {name: version(name) for name in PACKAGES},
         # Of an interrupted run, machine, commit and threads are those of the last attempt
         "machine": machine.describe(get_device(args["device"]).type),
-        "threads": int(os.environ["OMP_NUM_THREADS"]),
+        "threads": args["num_threads"] if args["num_threads"] > 0 else int(os.environ["OMP_NUM_THREADS"]),
         "attempts": len((run.folder / "attempts").read_text().splitlines()),
         "date": time.strftime("%Y-%m-%d"),
         "hours": round(float(hours(agent.num_timesteps)), 5),
@@ -451,9 +455,10 @@ def main() -> None:
     parser.add_argument("-n", "--n-timesteps", type=int, required=True, help="steps of each run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores")
     parser.add_argument("-f", "--folder", type=Path, default=Path("logs/learning"), help="of the runs")
-    parser.add_argument("--records", type=Path, default=Path("results/learning"), help="of the records")
+    parser.add_argument("--records", type=Path, help="of the records; FOLDER/records, if not given")
     parser.add_argument("--picture", type=Path, help="learning_STEPS.png beside the folder of records, if not given")
     args = parser.parse_args(words)
+    args.records = args.records or args.folder / "records"
     if min(args.n_timesteps, args.jobs) < 1:
         parser.error("-n and --jobs must be at least 1")
     if args.label and len(args.algos) != 1:

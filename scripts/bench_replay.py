@@ -12,7 +12,6 @@ left out: pip install cpprb torchrl tianshou dopamine-rl sb3-extra-buffers[zstd,
 
 import argparse
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -20,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
 import psutil
 from records import write_record
@@ -388,6 +386,8 @@ def main() -> None:
             if args.save and name in OURS:
                 row["save_s"], row["load_s"], row["file_bytes"] = worker.ask("save", 0)
         except WorkerEnded as error:
+            if error.worker is reference:
+                sys.exit(f"Error: the reference {args.reference} has ended: {error}")
             print(f"{name:24} left out: {error}")
             continue
         if worker is not reference:
@@ -404,7 +404,7 @@ def main() -> None:
         )
         print(f"{name:24}{row['bytes']:>8}{cells}{saved}", flush=True)
         if args.output:
-            write_record(args.output, machine=machine.describe(), python=platform.python_version(), rows=rows)
+            write_record(args.output, rows=rows)
 
 
 if __name__ == "__main__":

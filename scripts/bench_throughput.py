@@ -15,17 +15,14 @@ import argparse
 import ast
 import math
 import os
-import platform
 import runpy
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
 import psutil
 from records import write_record
@@ -283,7 +280,6 @@ def main() -> None:
     windows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     parts: dict[str, dict[str, float]] = {name: {} for name in names}
     device = get_device("auto").type
-    about = {"machine": machine.describe(device), "python": platform.python_version(), "torch": version("torch")}
     try:
         for name, run in zip(names, args.runs, strict=True):
             arguments = ["--worker", run, "--game", args.game, "--learning-starts", str(args.learning_starts)]
@@ -295,7 +291,7 @@ def main() -> None:
                     f"{name}: {windows[name][-1]['transitions_per_s']:.0f} transitions/s", file=sys.stderr, flush=True
                 )
             if args.output:  # what there is, should something end this
-                write_record(args.output, **about, rows=rows_of(windows, parts))
+                write_record(args.output, device, rows=rows_of(windows, parts))
         for name, worker in runs.items():
             parts[name] = worker.ask(args.transitions, "profile", args.seconds)["ms_per_transition"]
             worker.close()
@@ -304,7 +300,7 @@ def main() -> None:
 
     rows = rows_of(windows, parts)
     if args.output:
-        write_record(args.output, **about, rows=rows)
+        write_record(args.output, device, rows=rows)
     print(f"{args.game}, windows of {args.transitions} transitions, {args.seconds:g} s; ms per transition of each part")
     print(f"{'':28}{'per s':>8}{'ratio':>7}{'CPU s/1000':>12}{'MB':>7}" + "".join(f"{part:>13}" for part in PARTS))
     for name, row in rows.items():

@@ -17,7 +17,6 @@ from typing import Any
 
 import ale_py
 import gymnasium as gym
-import machine
 import numpy as np
 import torch as th
 from records import write_record
@@ -141,7 +140,7 @@ def main() -> None:
     if args.output:
         write_record(
             args.output,
-            machine=f"{machine.describe(device.type)}, torch {th.__version__}",
+            device.type,
             copy_GB_per_s=round(bandwidth / 1e9, 1),
             matrix_GFLOP_per_s={name: round(rate / 1e9) for name, rate in rates.items()},
             rows=rows,

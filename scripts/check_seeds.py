@@ -4,7 +4,6 @@ python scripts/check_seeds.py --env CartPole-v1 --seeds 1 2 3 4 5 --episodes 100
 """
 
 import argparse
-import platform
 import subprocess
 import sys
 import tempfile
@@ -60,7 +59,6 @@ def main() -> None:
                 protocol=f"final agent, greedy, {args.episodes} episodes",
                 threshold=args.threshold,
                 dqn_ext=dqn_ext.__version__,
-                python=platform.python_version(),
                 runs=runs,
             )
     solved = sum(run["mean"] >= args.threshold for run in runs)

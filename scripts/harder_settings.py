@@ -67,10 +67,10 @@ def main() -> None:
         cut = sum(length >= MOST_FRAMES for length in lengths)
         rows.append({"setting": name, "mean": mean, "std": std, "cut": cut, "scores": scores, "lengths": lengths})
         print(f"{name}: {mean} +/- {std}", flush=True)
+        if args.output:
+            about = {"steps": agent.num_timesteps, "epsilon": agent.exploration_rate, "n_games": args.n_games}
+            write_record(args.output, **about, rows=rows)
     print("\n" + table([{key: row[key] for key in ("setting", "mean", "std", "cut")} for row in rows]))
-    if args.output:
-        about = {"steps": agent.num_timesteps, "epsilon": agent.exploration_rate, "n_games": args.n_games}
-        write_record(args.output, **about, rows=rows)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from typing import Any
 
 import ale_py
 import gymnasium as gym
-import machine
 import numpy as np
 import torch as th
 from huggingface_sb3 import EnvironmentName
@@ -94,7 +93,7 @@ def main() -> None:
     runs = [saved_agents(word) for word in args.runs]  # all of them, before the first one is measured
     rows = [row for saved in runs for row in measure_run(saved, args.states)]
     if args.output is not None:
-        write_record(args.output, machine=machine.describe(), states=args.states, rows=rows)
+        write_record(args.output, states=args.states, rows=rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ estimate is the mean of ``max_a Q(s, a)``, the return the mean of the discounted
 time limit that sum is not known: the last states before one are left out, all to which what is missing may add more
 than 1% of its value. Runs are the Zoo's folders, ``LABEL=FOLDER`` names them; of several with one name, which must
 differ in their seeds, the mean is drawn, and from the least to the greatest. Rows of other runs that stand in the
-output file are kept.
+output file are kept; its command and date are those of the last call.
 """
 
 import argparse
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="folders LOGS/ALGO/ENV_NUMBER, or LABEL=FOLDER")
     parser.add_argument("--states", type=int, default=10_000, help="that each agent meets, at least")
     parser.add_argument("--envs", type=int, default=8, help="environments at once")
-    parser.add_argument("--output", type=Path, default=Path("results/overestimation.json"), help="picture beside it")
+    parser.add_argument("--output", type=Path, default=Path("overestimation.json"), help="picture beside it")
     args = parser.parse_args()
 
     gym.register_envs(ale_py)

@@ -2,11 +2,15 @@
 
 import json
 import os
+import platform
 import shlex
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import machine
 
 
 def replace(path: Path, text: str) -> None:
@@ -17,7 +21,16 @@ def replace(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def write_record(path: Path, **content: Any) -> None:
-    """Keep what a script has measured, with its command and the date."""
-    about = {"command": shlex.join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d")}
+def write_record(path: Path, device: str = "cpu", **content: Any) -> None:
+    """Keep what a script has measured, with its command, the date, the machine and the versions.
+
+    :param device: that computed, ``"cpu"`` or ``"cuda"``
+    """
+    about = {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine.describe(device),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }
     replace(path, json.dumps({**about, **content}, indent=1, allow_nan=False) + "\n")

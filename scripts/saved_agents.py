@@ -23,7 +23,7 @@ def saved_agents(word: str) -> SavedAgents:
     """
     label, _, folder = ("", "", word) if Path(word).is_dir() or "=" not in word else word.partition("=")
     run = Path(folder)
-    algo, env_name = run.parent.name, run.name.rpartition("_")[0]
+    algo, env_name = run.parent.name, next((path.parent.name for path in run.glob("*/args.yml")), "")
     if run.is_dir() and algo not in ("dqn", "ddqn"):
         raise SystemExit(f"Error: {run} is of {algo}, and only agents of dqn and ddqn estimate with one Q-network.")
     args = saved_args(run, env_name) if run.is_dir() else {}

@@ -18,7 +18,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import machine
 import numpy as np
 import psutil
 from records import write_record
@@ -70,7 +69,6 @@ def main() -> None:
         write_record(
             args.output,
             training="python -m rl_zoo3.train " + " ".join(args.flags),
-            machine=machine.describe(),
             seconds_between=INTERVAL,
             megabytes_after_10_minutes=float(after_ten),
             megabytes_at_the_end=float(at_end),

@@ -198,11 +198,12 @@ def plot(suite: Path, algos: list[str], envs: list[str], n_timesteps: int) -> No
     from matplotlib import pyplot as plt
     from rl_zoo3.plots.all_plots import all_plots
 
-    sys.argv = ["all_plots", "-a", *algos, "-e", *envs, "-f", str(suite), "-l", "suite", "-max", str(n_timesteps)]
+    names = [EnvironmentName(env) for env in envs]  # ALE/Pong-v5's folders are ALE-Pong-v5_...
+    sys.argv = ["all_plots", "-a", *algos, "-e", *names, "-f", str(suite), "-l", "suite", "-max", str(n_timesteps)]
     sys.argv += ["-o", str(suite / "results")]
     all_plots()
-    for env in envs:
-        plt.figure(f"Results {env}").savefig(suite / f"results_{env}.png")
+    for name in names:
+        plt.figure(f"Results {name}").savefig(suite / f"results_{name}.png")
 
 
 def run_on_ray(runs: list[Run], args: argparse.Namespace) -> None:
@@ -274,8 +275,9 @@ def main() -> None:
 
     rows = [row(run) for run in runs]
     replace(suite / "table.json", json.dumps(rows, indent=1) + "\n")
+    print(f"\n{table(rows)}\n", flush=True)
     plot(suite, args.algos, envs, args.n_timesteps)
-    print(f"\n{table(rows)}\n\n{suite} has table.json, the plots and all runs.")
+    print(f"{suite} has table.json, the plots and all runs.")
     if any(row["state"] != "finished" for row in rows):
         sys.exit("Error: not all runs have finished; the same command goes on with them.")
 

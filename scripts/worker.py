@@ -17,7 +17,11 @@ def answer(value: Any) -> None:
 
 
 class WorkerEnded(Exception):
-    """The process has ended, or could not begin; with the last line of its errors."""
+    """The process of ``worker`` has ended, or could not begin; with the last line of its errors."""
+
+    def __init__(self, worker: "Worker", last_line: str) -> None:
+        super().__init__(last_line)
+        self.worker = worker
 
 
 class Worker:
@@ -56,7 +60,7 @@ class Worker:
                 return json.loads(line.removeprefix(_ANSWER))
         code = self._process.wait()
         self._errors.seek(0)
-        raise WorkerEnded(self._errors.read().strip().rpartition("\n")[2] or f"exit code {code}")
+        raise WorkerEnded(self, self._errors.read().strip().rpartition("\n")[2] or f"exit code {code}")
 
     def close(self) -> None:
         """Let it read the end of its lines, and wait for it."""

@@ -61,7 +61,7 @@ def folder(tmp_path_factory) -> Path:
         wait_until(checkpoints.steps, process, timeout=200)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        assert not list((folder / "results").rglob(f"{algo}-*.json"))
+        assert not list((folder / "logs").rglob(f"{algo}-*.json"))
 
         output = finish(command, folder)
         assert f"{algo}-CartPole-v1-7: Going on from" in output
@@ -70,7 +70,7 @@ def folder(tmp_path_factory) -> Path:
 
 def test_records(folder):
     for algo in ("dqn", "ddqn"):
-        record = json.loads((folder / f"results/learning/{algo}-CartPole-v1-3000-7.json").read_text())
+        record = json.loads((folder / f"logs/learning/records/{algo}-CartPole-v1-3000-7.json").read_text())
         assert (record["algo"], record["env"], record["seed"], record["n_timesteps"]) == (algo, "CartPole-v1", 7, 3000)
         assert f"-m dqn_ext.zoo train --algo {algo} --env CartPole-v1 --seed 7 -n 3000" in record["command"]
         assert str(folder) not in json.dumps(record)
@@ -88,7 +88,7 @@ def test_records(folder):
 
 
 def test_only_complete_records_of_the_protocol_are_drawn(folder, monkeypatch, capsys):
-    records = folder / "results/learning"
+    records = folder / "logs/learning/records"
     good = json.loads((records / "ddqn-CartPole-v1-3000-7.json").read_text())
     others = {
         "cut": json.dumps(good)[:100],
@@ -127,7 +127,7 @@ def test_only_complete_records_of_the_protocol_are_drawn(folder, monkeypatch, ca
     assert len(table) == 3  # and zfree
     assert f"| {round(float(np.mean(good['scores'])), 1)} |" in table[0]
     assert "Left out of the hours, since interrupted or measured otherwise: " in output
-    assert (folder / "results/learning_3000.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "logs/learning/learning_3000.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_decides_the_course_of_learning():
@@ -142,7 +142,7 @@ def test_what_decides_the_course_of_learning():
 
 def test_trained_agent(folder):
     """It plays as the run's does, by the Zoo's command, and is a fraction of its size."""
-    record = "results/learning/ddqn-CartPole-v1-3000-7.json"
+    record = "logs/learning/records/ddqn-CartPole-v1-3000-7.json"
     for _ in range(2):  # the second replaces the first
         command = [sys.executable, str(TRAINED_AGENT), RUN, "--record", record]
         subprocess.run(command, cwd=folder, check=True)
@@ -190,14 +190,14 @@ def test_an_agent_with_images_is_small_enough(tmp_path):
 
 
 def test_a_record_of_another_training(folder, capsys):
-    record = json.loads((folder / "results/learning/ddqn-CartPole-v1-3000-7.json").read_text())
+    record = json.loads((folder / "logs/learning/records/ddqn-CartPole-v1-3000-7.json").read_text())
     for name, value, sentence in (("seed", 8, "has seed 7, and other.json is of 8."), ("steps", 5, "has steps 3008,")):
         (folder / "other.json").write_text(json.dumps({**record, name: value}))
         assert sentence in error_of(trained_agent.main, f"{RUN} --record other.json", folder, capsys)
 
 
 def test_no_run_and_no_record(folder, capsys):
-    record = "results/learning/ddqn-CartPole-v1-3000-7.json"
+    record = "logs/learning/records/ddqn-CartPole-v1-3000-7.json"
     (folder / "list.json").write_text("[]")
     for arguments, sentence in [
         (f"{RUN} --record nothing.json", "Error: nothing.json is no record of bench_learning.py's: FileNotFoundError"),
@@ -257,9 +257,31 @@ def test_ctrl_c_makes_no_record(tmp_path):
     output = process.communicate(timeout=100)[0]
     assert process.returncode == 130, output
     assert "was ended from outside (exit code -15)" in output
-    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "logs/learning/records").exists()
     assert not (tmp_path / "logs/learning/dqn/runs/dqn-CartPole-v1-1/finished").exists()
     assert not (tmp_path / "logs/learning/dqn/runs/dqn-CartPole-v1-2/attempts").exists()
+
+
+def test_a_run_that_cannot_be_recorded(tmp_path):
+    """It has no evaluations; the others go on."""
+    zoo_flags = f"{FLAGS} --eval-freq -1"
+    process = start(f"--games CartPole-v1 --algos ddqn --seeds 1 2 -n 200 {zoo_flags}", tmp_path)
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 1, output
+    for seed in (1, 2):
+        assert f"ddqn-CartPole-v1-{seed} has no record: FileNotFoundError(" in output
+    assert "Error: logs/learning/records has no complete record of these games at 200 steps" in output
+
+
+def test_what_has_been_recorded_before(folder, capsys, monkeypatch):
+    """It is not run again, and that is said."""
+    flags = f"{FLAGS} checkpoint_freq:300"
+    monkeypatch.chdir(folder)
+    command = f"bench_learning.py --games CartPole-v1 --algos ddqn --seeds 7 -n 3000 {flags}"
+    monkeypatch.setattr(sys, "argv", command.split())
+    bench_learning.main()
+    record = "logs/learning/records/ddqn-CartPole-v1-3000-7.json"
+    assert f"ddqn-CartPole-v1-7: recorded before, {record}" in capsys.readouterr().out
 
 
 def test_what_has_been_recorded_by_another_command(folder, capsys):
@@ -277,7 +299,7 @@ def test_what_has_been_recorded_by_another_command(folder, capsys):
             "--algos ppo --seeds 1 -n 3000",
             "--algos knows dqn, ddqn and qrdqn, whose agents have an epsilon, and not ppo",
         ),
-        ("--seeds -n 3000", "Error: results/learning has no complete record of these games at 3000 steps"),
+        ("--seeds -n 3000", "Error: logs/learning/records has no complete record of these games at 3000 steps"),
         ("--seeds 1 -n 0", "error: -n and --jobs must be at least 1"),
         ("--seeds 1 -n 3000 --jobs 0", "error: -n and --jobs must be at least 1"),
         ("--label x --seeds 1 -n 3000", "--label names the runs of one algorithm"),

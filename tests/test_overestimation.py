@@ -136,3 +136,4 @@ def test_a_run(tmp_path, capsys):
     shutil.move(tmp_path / "logs", tmp_path / "rate=1")
     folder = tmp_path / "rate=1/ddqn/CartPole-v1_1"
     assert [saved_agents(word).label for word in (str(folder), f"mine={folder}")] == ["ddqn", "mine"]
+    assert saved_agents(str(folder.rename(f"{folder}_8b0f-of--uuid"))).args["env"] == "CartPole-v1"

@@ -99,6 +99,14 @@ def test_on_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "holds a run with other flags (-n 4000" in error_of(script.main, other, tmp_path, capsys)
 
 
+def test_pictures_of_a_game_with_a_slash_in_its_id(tmp_path: Path) -> None:
+    run = tmp_path / "ddqn/ALE-Pong-v5_1"
+    run.mkdir(parents=True)
+    np.savez(run / "evaluations.npz", timesteps=[100, 200], results=[[-21.0], [-20.0]])
+    script.plot(tmp_path, ["ddqn"], ["ALE/Pong-v5"], 200)
+    assert (tmp_path / "results_ALE-Pong-v5.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.slow
 def test_a_run_that_fails_is_told_and_not_tried_again(tmp_path: Path) -> None:
     suite = start("--games CartPole-v1 --seeds 1 -n 200 --cpus 0.5", "-params gamma:2", tmp_path)
