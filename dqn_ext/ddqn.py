@@ -27,6 +27,7 @@ from stable_baselines3.common.type_aliases import (
     TrainFrequencyUnit,
 )
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage, unwrap_vec_wrapper
+from stable_baselines3.dqn import policies
 from stable_baselines3.dqn.policies import DQNPolicy
 from torch.nn import functional as F
 
@@ -156,8 +157,7 @@ class DDQN(DQN):
         inputs: list[tuple] = [(batch_size,)] * gradient_steps
         if (settings := self._settings_on_device()) is not None:
             losses, inputs = self._losses_of_draw, [memory.draw(batch_size) for _ in range(gradient_steps)]
-        with learner.at_work():
-            means = learner.repeat(losses, inputs, float(self.max_grad_norm), settings)
+        means = learner.repeat(losses, inputs, float(self.max_grad_norm), settings)
 
         self._n_updates += gradient_steps
         self._report()
@@ -418,7 +418,7 @@ class DDQN(DQN):
                 "VecNormalize must be around VecFrameStack and VecTransposeImage, not within; "
                 "the Zoo's normalize and frame_stack do not go together."
             )
-        buffer_class, buffer_kwargs = self.replay_buffer_class, dict(self.replay_buffer_kwargs)
+        buffer_class, buffer_kwargs = self.replay_buffer_class, dict(self.replay_buffer_kwargs or {})
         if buffer_class is None:
             if isinstance(self.observation_space, spaces.Dict):
                 buffer_class = DictReplayBuffer
@@ -489,13 +489,15 @@ class DDQN(DQN):
 
     @classmethod
     def load(cls: type[SelfDDQN], path: str | pathlib.Path | io.BufferedIOBase, *args: Any, **kwargs: Any) -> SelfDDQN:
-        """Cf. :meth:`stable_baselines3.DQN.load`. Agents trained with SB3's DQN load too.
+        """Cf. :meth:`stable_baselines3.DQN.load`. Agents trained with SB3's DQN load too, and get these policies.
 
         :raises InvalidInput: on a file that is not the model of a DQN, or a hyperparameter out of range
         """
         check_values(kwargs)
         is_sb3s = "double_q" not in check_model_file(path)
         model = super().load(path, *args, **kwargs)
+        if is_sb3s and model.policy_class in _INSTEAD_OF_SB3S:
+            model._replace_policy(_INSTEAD_OF_SB3S[model.policy_class])
         # To complain now; what an agent was saved with, another machine may lack, and need not learn with
         if "precision" in kwargs:
             choose_dtype(model.precision, model.device)
@@ -514,6 +516,16 @@ class DDQN(DQN):
         if "replay_buffer" in vars(model):  # of SB3's DQN, saved with it
             model.replay_buffer = vars(model).pop("replay_buffer")
         return model
+
+    def _replace_policy(self, policy_class: type[BasePolicy]) -> None:
+        """Have the same networks and optimizer in a policy of this class."""
+        parameters = self.get_parameters()
+        self.policy_class = policy_class
+        self._setup_model()
+        groups = self.policy.optimizer.param_groups
+        for saved, group in zip(parameters["policy.optimizer"]["param_groups"], groups, strict=True):
+            saved["fused"] = group.get("fused")  # how, not what it computes
+        self.set_parameters(parameters)  # type: ignore[arg-type]  # what it takes by its own docstring
 
     def save(
         self,
@@ -550,14 +562,15 @@ class DDQN(DQN):
             if issubclass(buffer_class, FrameReplayBuffer):
                 raise InvalidInput(f"{path} is not a replay memory of stacked images; it has not been unpickled.")
             before = self._replay_buffer
-            super().load_replay_buffer(path, truncate_last_traj)
-            loaded = self.replay_buffer
-            if type(loaded) is not buffer_class or loaded.n_envs != self.n_envs:
+            try:
+                super().load_replay_buffer(path, truncate_last_traj)
+                self._check_loaded(buffer_class, path)
+            except BaseException as error:
                 self._replay_buffer = before
-                raise InvalidInput(
-                    f"{path} holds a {type(loaded).__name__} of {loaded.n_envs} environments, and these settings need "
-                    f"a {buffer_class.__name__} of {self.n_envs}."
-                )
+                if isinstance(error, Exception) and not isinstance(error, (InvalidInput, OSError, MemoryError)):
+                    raise InvalidInput(f"{path} is not a replay memory that can be read: {error}") from error
+                raise
+            loaded = self.replay_buffer
             if isinstance(loaded, NStepReplayBuffer):
                 loaded.n_steps, loaded.gamma = buffer_kwargs["n_steps"], buffer_kwargs["gamma"]
             if truncate_last_traj:
@@ -572,12 +585,31 @@ class DDQN(DQN):
         replay_buffer.load(path)
         self.replay_buffer = replay_buffer
 
+    def _check_loaded(self, buffer_class: type[ReplayBuffer], path: Any) -> None:
+        loaded = self.replay_buffer
+        if type(loaded) is not buffer_class or loaded.n_envs != self.n_envs:
+            raise InvalidInput(
+                f"{path} holds a {type(loaded).__name__} of {loaded.n_envs} environments, and these settings need "
+                f"a {buffer_class.__name__} of {self.n_envs}."
+            )
+        for name in ("observation_space", "action_space"):
+            if getattr(loaded, name) != getattr(self, name):
+                raise InvalidInput(
+                    f"{path} holds transitions whose {name} is {getattr(loaded, name)}, "
+                    f"and this agent's is {getattr(self, name)}."
+                )
+
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_replay_buffer", "_learner", *_OF_LEARN]
 
 
 _OF_LEARN = ("_learns_meanwhile", "_due", "_meanwhile", "_unreported")
 _SB3S_CHOICES = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)  # where no replay_buffer_class is given
+_INSTEAD_OF_SB3S: dict[Any, type[BasePolicy]] = {
+    policies.MlpPolicy: MlpPolicy,
+    policies.CnnPolicy: CnnPolicy,
+    policies.MultiInputPolicy: MultiInputPolicy,
+}
 _NOT_YET: Any = object()  # stands for a replay memory that is not needed yet
 
 

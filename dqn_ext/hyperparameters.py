@@ -32,8 +32,9 @@ def check_names(names: Iterable[str], allowed: Iterable[str], owner: str = "ddqn
     allowed = sorted(allowed)
     for name in names:
         if name not in allowed:
-            nearest = difflib.get_close_matches(name, allowed, n=1, cutoff=0)[0]
-            raise InvalidInput(f"{name!r} is not a hyperparameter of {owner}; did you mean {nearest!r}?")
+            nearest = difflib.get_close_matches(name, allowed, n=1, cutoff=0)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else "it has none."
+            raise InvalidInput(f"{name!r} is not a hyperparameter of {owner}; {hint}")
 
 
 def check_values(hyperparams: Mapping[str, Any]) -> None:

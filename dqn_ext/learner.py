@@ -64,15 +64,6 @@ class Learner:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_recording": None, "_recorded_for": None}  # which cannot be copied
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Within it only :meth:`repeat` may change weights: the widest layers' are not cast in every pass."""
-        try:
-            self._hold_casts()
-            yield
-        finally:
-            self._release_casts()
-
     def _hold_casts(self) -> None:
         for layer in self._wide_layers:
             layer.hold_cast()
@@ -93,13 +84,20 @@ class Learner:
         :param settings: what ``losses`` depends on beside its inputs; ``None`` where it must not be recorded
         :return: the means over the updates of all losses, and, last, of the gradient's norm before clipping
         """
+        try:
+            self._hold_casts()  # meanwhile only updates change weights
+            return self._repeat(losses, inputs, max_grad_norm, settings)
+        finally:
+            self._release_casts()
+
+    def _repeat(self, losses: Losses, inputs: Sequence[tuple], max_grad_norm: float, settings: Any) -> th.Tensor:
         if settings is None or not self._can_record():
             if self._must_compile and self._records:
                 raise InvalidInput(
                     "compile must be False or 'auto' here, not True: only updates of images from a replay memory "
                     "of store 'device', by PyTorch's fused Adam, are compiled."
                 )
-            return th.stack([self._update(losses, values, max_grad_norm) for values in inputs]).mean(dim=0)
+            return th.stack([self.update(losses, values, max_grad_norm) for values in inputs]).mean(dim=0)
         rates = [group["lr"] for group in self.policy.optimizer.param_groups]
         inputs = [(*rates, *values) for values in inputs]
         given = settings, max_grad_norm, [np.shape(value) for value in inputs[0]]
@@ -113,11 +111,25 @@ class Learner:
         self._recorded_for = given, self._recorded_things()  # the optimizer's, too, which the first update has made
         return means
 
-    def _update(
+    def update(
         self, losses: Losses, values: Sequence[Any], max_grad_norm: float, clip_and_step: ClipAndStep | None = None
     ) -> th.Tensor:
+        """Follow the gradient of the first of the losses, scaled down to ``max_grad_norm``.
+
+        :param values: what ``losses`` takes
+        :param clip_and_step: compiled, if it is to be
+        :return: all losses, and, last, the gradient's norm before clipping
+        """
+        optimizer = self.policy.optimizer
         all_losses = losses(*values)
-        grad_norm = self.step(all_losses[0], max_grad_norm, clip_and_step)
+        optimizer.zero_grad()
+        all_losses[0].backward()
+        grad_norm = (clip_and_step or self._clip_and_step)(max_grad_norm)
+        if self.device.type == "cpu" and isinstance(optimizer, th.optim.Adam):
+            clear_vanishing_moments(optimizer)
+        for layer in self._wide_layers:
+            if layer.holds_cast and layer.weight.grad is not None:  # the target network's have none
+                layer.hold_cast()
         return th.stack([*all_losses, grad_norm]).detach()
 
     def _recordable(self, losses: Losses, max_grad_norm: float) -> Callable[..., th.Tensor]:
@@ -139,7 +151,7 @@ class Learner:
                 try:
                     with warnings.catch_warnings(), self._rates_on_device(places, fused=False, foreach=True):
                         warnings.simplefilter("ignore")
-                        return self._update(compiled_losses, values, max_grad_norm, compiled_step)
+                        return self.update(compiled_losses, values, max_grad_norm, compiled_step)
                 except th.OutOfMemoryError:
                     raise
                 except Exception as error:  # of a compiler that is not as PyTorch wants it, for example
@@ -147,7 +159,7 @@ class Learner:
             self._hold_casts()  # each update makes its own
             try:
                 with self._rates_on_device(places):
-                    return self._update(losses, values, max_grad_norm)
+                    return self.update(losses, values, max_grad_norm)
             finally:
                 self._hold_casts()  # one that is being recorded computes none
 
@@ -193,23 +205,6 @@ class Learner:
         optimizer = self.policy.optimizer
         is_adam = type(optimizer) in (th.optim.Adam, th.optim.AdamW)
         return is_adam and all(group["fused"] for group in optimizer.param_groups)
-
-    def step(self, loss: th.Tensor, max_grad_norm: float, clip_and_step: ClipAndStep | None = None) -> th.Tensor:
-        """Follow the gradient of ``loss``, scaled down to ``max_grad_norm``.
-
-        :param clip_and_step: compiled, if it is to be
-        :return: the gradient's norm before clipping
-        """
-        optimizer = self.policy.optimizer
-        optimizer.zero_grad()
-        loss.backward()
-        grad_norm = (clip_and_step or self._clip_and_step)(max_grad_norm)
-        if self.device.type == "cpu" and isinstance(optimizer, th.optim.Adam):
-            clear_vanishing_moments(optimizer)
-        for layer in self._wide_layers:
-            if layer.holds_cast and layer.weight.grad is not None:  # the target network's have none
-                layer.hold_cast()
-        return grad_norm
 
     def _clip_and_step(self, max_grad_norm: float) -> th.Tensor:
         # Those that have a gradient this time: layers may be frozen and thaw

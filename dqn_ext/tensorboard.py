@@ -11,6 +11,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
+from dqn_ext.panels import frames_per_second
+
 METRICS = ("eval/mean_reward", "rollout/ep_rew_mean")
 
 
@@ -62,18 +64,19 @@ class TensorboardCallback(BaseCallback):
         if not (outputs := self._outputs()) or not self._films:
             return
         try:
-            frames = self._play()
+            frames, fps = self._play()
         except Exception as error:  # each environment has its own
             self._films = False
             print(f"Warning: TensorBoard gets no films: {error}", file=sys.stderr)
             return
         for output in outputs:
-            add_film(output, "film/greedy", frames, self.num_timesteps)
+            add_film(output, frames, self.num_timesteps, fps)
 
     def _outputs(self) -> list[TensorBoardOutputFormat]:
         return [output for output in self.logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
 
-    def _play(self) -> list[np.ndarray]:
+    def _play(self) -> tuple[list[np.ndarray], float]:
+        """:return: frames, and how many of them are a second of the game"""
         if self._env is None:
             self._env = self._make_env()
         if self.model.get_vec_normalize_env() is not None:
@@ -87,10 +90,10 @@ class TensorboardCallback(BaseCallback):
             frames.append(frame)
             actions, _ = self.model.predict(observations, deterministic=True)
             observations = self._env.step(actions)[0]
-        return frames
+        return frames, frames_per_second(self._env)
 
 
-def add_film(output: TensorBoardOutputFormat, tag: str, frames: list[np.ndarray], step: int, fps: float = 15) -> None:
+def add_film(output: TensorBoardOutputFormat, frames: list[np.ndarray], step: int, fps: float) -> None:
     """Write a film, as an animated picture.
 
     ``SummaryWriter.add_video`` does so with a module that moviepy no longer has since its version 2.
@@ -109,5 +112,5 @@ def add_film(output: TensorBoardOutputFormat, tag: str, frames: list[np.ndarray]
     image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=content.getvalue())
     file_writer = output.writer.file_writer
     assert file_writer is not None
-    file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+    file_writer.add_summary(Summary(value=[Summary.Value(tag="film/greedy", image=image)]), step)
     output.writer.flush()

@@ -16,12 +16,15 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.vec_env import DummyVecEnv, VecExtractDictObs, VecFrameStack, VecNormalize
+from stable_baselines3.dqn import policies
 from torch import nn
 
 from dqn_ext import DDQN, FrameReplayBuffer, learner
 from dqn_ext.errors import InvalidInput
 from dqn_ext.features import ImpalaCNN
+from dqn_ext.policies import CnnPolicy
 from tests.damage import damaged
 
 SMALL = {"learning_starts": 50, "buffer_size": 500, "policy_kwargs": {"net_arch": [16]}, "device": "cpu"}
@@ -278,6 +281,24 @@ def test_a_pickled_replay_memory_takes_the_settings(tmp_path):
         DDQN("MlpPolicy", make_vec_env("CartPole-v1", 2), n_steps=3, device="cpu").load_replay_buffer(
             tmp_path / "pickled"
         )
+
+
+def test_a_pickled_replay_memory_that_does_not_fit(tmp_path):
+    """What the agent has it keeps."""
+    acrobot = DDQN("MlpPolicy", "Acrobot-v1", learning_starts=10, device="cpu").learn(20)
+    acrobot.save_replay_buffer(tmp_path / "acrobot")
+    save_to_pkl(tmp_path / "dict", {"observations": []})
+    (tmp_path / "cut.pkl").write_bytes((tmp_path / "acrobot.pkl").read_bytes()[:100])
+    model = DDQN("MlpPolicy", "CartPole-v1", device="cpu")
+    memory = model.replay_buffer
+    for name, sentence in [
+        ("acrobot", r"acrobot.pkl holds transitions whose observation_space is Box\(.*, and this agent's is Box\("),
+        ("dict", r"dict.pkl is not a replay memory that can be read: The replay buffer must inherit"),
+        ("cut", r"cut.pkl is not a replay memory that can be read: "),
+    ]:
+        with pytest.raises(InvalidInput, match=sentence):
+            model.load_replay_buffer(tmp_path / name)
+        assert model.replay_buffer is memory
 
 
 def test_replay_buffer_classes():
@@ -668,6 +689,36 @@ def test_agents_of_dqn_go_on_with_our_replay_memory(n_steps, tmp_path):
     theirs = {"replay_buffer_class": ReplayBuffer, "replay_buffer_kwargs": {}, "n_steps": 1}
     chosen = DDQN.load(tmp_path / "dqn.zip", env=games(), **theirs)
     assert type(chosen.replay_buffer) is ReplayBuffer
+
+
+def test_agents_of_dqn_get_our_policy(tmp_path):
+    """With their weights and the optimizer's moments: the same agent, at this package's speed and precision."""
+    env = make_vec_env(lambda: FakeImageEnv(40, 40, n_channels=4, discrete=True))
+    settings = {"buffer_size": 100, "learning_starts": 10, "device": "cpu"}
+    dqn = DQN("CnnPolicy", env, **settings).learn(40)
+    dqn.save(tmp_path / "dqn.zip")
+    model = DDQN.load(tmp_path / "dqn.zip", env=env, replay_buffer_class=ReplayBuffer)
+    assert type(model.policy) is CnnPolicy
+    images = th.randint(0, 256, (5, *model.observation_space.shape), dtype=th.uint8)
+    with th.no_grad():
+        th.testing.assert_close(model.q_net(images), dqn.q_net(images), rtol=1e-5, atol=1e-6)
+        th.testing.assert_close(model.q_net_target(images), dqn.q_net_target(images), rtol=1e-5, atol=1e-6)
+    optimizers = model.policy.optimizer, dqn.policy.optimizer
+    assert optimizers[0].param_groups[0]["fused"]
+    states = [list(optimizer.state.values()) for optimizer in optimizers]
+    assert len(states[0]) == len(states[1]) > 0
+    for ours, theirs in zip(*states, strict=True):
+        assert ours["step"] == theirs["step"] > 0
+        assert th.equal(ours["exp_avg"], theirs["exp_avg"])
+        assert th.equal(ours["exp_avg_sq"], theirs["exp_avg_sq"])
+    model.learn(80)
+    assert states[1][0]["step"] < next(iter(model.policy.optimizer.state.values()))["step"]
+
+    class Own(policies.CnnPolicy):
+        """Somebody's."""
+
+    DQN(Own, env, **settings).save(tmp_path / "dqn.zip")
+    assert type(DDQN.load(tmp_path / "dqn.zip", custom_objects={"policy_class": Own}).policy) is Own
 
 
 def test_agents_of_dqn_keep_the_steps_of_their_replay_memory(tmp_path):

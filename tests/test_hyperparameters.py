@@ -124,6 +124,8 @@ def test_nearest_name():
         InvalidInput, match="'learning_rte' is not a hyperparameter of ddqn; did you mean 'learning_rate'"
     ):
         check_names(["gamma", "learning_rte"], argument_names(DDQN))
+    with pytest.raises(InvalidInput, match=r"'x' is not a hyperparameter of a memory; it has none\."):
+        check_names(["x"], [], "a memory")
 
 
 def test_argument_names():

@@ -145,7 +145,7 @@ def test_clipping_is_torchs(max_grad_norm, device):
 
     agent = learner.Learner(model.policy, model.device, "float32")
     agent.device = th.device(device)
-    grad_norm = agent.step(model.q_net(images).square().mean(), max_grad_norm)
+    *_, grad_norm = agent.update(lambda: (model.q_net(images).square().mean(),), (), max_grad_norm)
     assert grad_norm == pytest.approx(norm.item(), rel=1e-5)
     for parameter, gradient in zip(model.q_net.parameters(), expected, strict=True):
         th.testing.assert_close(parameter.grad, gradient)

@@ -166,7 +166,6 @@ class FrameReplayBuffer(ReplayBuffer):
 
         # The time of the newest transition: its observation's newest frame has this number. Room for a first history
         self._time = self.n_stack - 2
-        self._is_empty = True
         self._layout: StackLayout | None = None  # known with the first observation
         self._loaded_next_frames: np.ndarray | None = None
         # The last next observation as bytes, for bytearray's ==, which is C's memcmp, and as an array; and room for one
@@ -256,7 +255,7 @@ class FrameReplayBuffer(ReplayBuffer):
                 self._frames.drop_final(cell)
             del self._cells_with_final[position]
 
-        if self._is_empty:
+        if self.size() == 0:
             frames = layout.frames(stacks)
             for age in reversed(range(self.n_stack)):
                 self._frames.write(time - age, frames[:, -1 - age])
@@ -286,7 +285,6 @@ class FrameReplayBuffer(ReplayBuffer):
         self._last_next, self._spare_next = self._spare_next, self._last_next
         self._last_dones, self._any_done, self._last_n_history = done, any_done, last_n_history
         self._time, self.pos, self.full = time, position % self.buffer_size, self.full or position == self.buffer_size
-        self._is_empty = False
 
     def _find_starts(self, stacks: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         """Which environments do not go on from their last observation, and how much history each stack has.
@@ -295,7 +293,7 @@ class FrameReplayBuffer(ReplayBuffer):
         """
         layout = self._layout
         assert layout is not None
-        if self._is_empty:
+        if self.size() == 0:
             # Stacks of any history may come first
             blank = np.logical_not(layout.frames(stacks)[:, :-1].any(axis=2))
             return None, self.n_stack - 1 - np.logical_and.accumulate(blank, axis=1).sum(axis=1)
@@ -515,7 +513,7 @@ class FrameReplayBuffer(ReplayBuffer):
 
     def _saved_frames(self, positions: np.ndarray, has_final: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         steps, envs = np.nonzero(has_final)
-        finals = self._frames.asarray(np.zeros((len(steps), self._frame_size), np.uint8))
+        finals = self._frames.zeros((len(steps), self._frame_size), np.uint8)
         cells = self._frames.asarray(positions[steps] * self.n_envs + envs)
         self._frames.read_finals(cells, self._frames.asarray(np.ones(len(steps), np.bool_)), finals)
         yield "finals", self._host(finals)
@@ -525,7 +523,7 @@ class FrameReplayBuffer(ReplayBuffer):
             block = self._frames.zeros((self.n_envs * len(times), self._frame_size), np.uint8)
             envs = np.arange(self.n_envs)[:, None]
             times = np.broadcast_to(times, (self.n_envs, len(times)))
-            is_black = self._frames.asarray(np.zeros(times.shape, np.bool_))
+            is_black = self._frames.zeros(times.shape, np.bool_)
             self._frames.read(self._frames.asarray(times), is_black, self._frames.asarray(envs), block)
             yield f"frames/{first}", self._host(block)
 
@@ -590,7 +588,6 @@ class FrameReplayBuffer(ReplayBuffer):
                 self._frames.write(time, block[:, time - first])
         self._time = self.n_stack - 2 + size
         # Learning may go on where it was
-        self._is_empty = False
         self._loaded_next_frames = self._host(self._next_frames_of_newest())
         self._last_dones = arrays["_has_final"][-1]
         self._any_done = bool(self._last_dones.any())
