@@ -56,6 +56,8 @@ class ResumeCallback(BaseCallback):
         files: Sequence[str] = ("*monitor.csv", "evaluations.npz", "best_model.zip", "*/vecnormalize.pkl"),
     ) -> None:
         super().__init__()
+        if freq < 1:
+            raise InvalidInput(f"freq must be at least 1 transition, not {freq!r}.")
         self.run, self.freq, self.settings, self.files = Path(run), freq, dict(settings or {}), files
         self.folder = CheckpointFolder(self.run / "checkpoint")
         self.folder.lock()

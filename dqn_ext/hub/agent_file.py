@@ -234,6 +234,10 @@ def check_description(value: Any, name: str = DESCRIPTION) -> dict[str, Any]:
         raise InvalidInput(f"{name} must not name a features_extractor_class; that is for ddqn's CnnPolicy.")
     if bool(hyperparameters.get("normalize")) != ("normalization" in description):
         raise InvalidInput(f"{name} must have a normalization where hyperparameters.normalize is set, and only there.")
+    if "normalization" in description and "frame_stack" in hyperparameters:
+        raise InvalidInput(f"{name} must not have both normalize and frame_stack.")
+    if "normalization" in description and space["type"] != "box":
+        raise InvalidInput(f"{name}.normalization must be of a box of observations.")
     check_values({name: value for name, value in hyperparameters.items() if not isinstance(value, str)})
     return description
 
@@ -275,8 +279,6 @@ class Agent:
                 description["normalization"]["obs"] = _plain_statistics(normalize.obs_rms)
         weights = {name: weight.cpu().contiguous() for name, weight in model.q_net.state_dict().items()}
         agent = cls(check_description(description), weights)
-        if "normalization" in description and "frame_stack" in agent.description["hyperparameters"]:
-            raise InvalidInput("normalize together with frame_stack cannot be described.")
         agent.check_weights({name: (str(weight.dtype), weight.shape) for name, weight in weights.items()})
         return agent
 
@@ -414,10 +416,8 @@ class Agent:
             return None
         settings = self.description["hyperparameters"]["normalize"]
         observation_space, action_space = self.spaces()
-        if not isinstance(observation_space, spaces.Box):
-            raise InvalidInput("normalization must be of a box of observations.")
         env = DummyVecEnv([lambda: _Spaces(observation_space, action_space)])
-        normalize: Any = VecNormalize(env, training=False, **(settings if isinstance(settings, dict) else {}))
+        normalize: Any = VecNormalize(env, **(settings if isinstance(settings, dict) else {}))
         if normalize.norm_obs != ("obs" in statistics):
             raise InvalidInput("normalization must have obs where observations are normalized, and only there.")
         for of, plain in statistics.items():
@@ -434,7 +434,7 @@ class Agent:
 class _Spaces(gym.Env):
     """An environment that has spaces and nothing else."""
 
-    def __init__(self, observation_space: spaces.Box, action_space: spaces.Discrete) -> None:
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Discrete) -> None:
         self.observation_space, self.action_space = observation_space, action_space
 
 
@@ -450,15 +450,17 @@ def plain_hyperparameters(hyperparams: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("policy_kwargs", "normalize"):
         if isinstance(plain.get(name), str):
             plain[name] = read_expression(plain[name], name)
-    if isinstance(policy_kwargs := plain.get("policy_kwargs"), Mapping):
-        # The command line's are classes already
-        names = {cls: name for name, cls in (ACTIVATIONS | OPTIMIZERS).items()}
-        plain["policy_kwargs"] = {
-            key: names.get(value, value) if isinstance(value, type) else value for key, value in policy_kwargs.items()
-        }
-    if isinstance(plain.get("train_freq"), tuple):
-        plain["train_freq"] = list(plain["train_freq"])
-    return record({"policy": HYPERPARAMETERS["policy"]}, HYPERPARAMETERS)(plain, "config.yml")
+    return record({"policy": HYPERPARAMETERS["policy"]}, HYPERPARAMETERS)(_without_objects(plain), "config.yml")
+
+
+def _without_objects(value: Any) -> Any:
+    """The command line's values, which it has evaluated, as a description has them: lists, and names of classes."""
+    if isinstance(value, Mapping):
+        return {name: _without_objects(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_objects(one) for one in value]
+    names = {cls: name for name, cls in (ACTIVATIONS | OPTIMIZERS).items()}
+    return names.get(value, value) if isinstance(value, type) else value
 
 
 def describe_space(space: spaces.Space) -> dict[str, Any]:

@@ -122,6 +122,7 @@ def package_to_hub(
 
     print(f"Playing {n_games} games for the score")
     run, args = log_path / env_name, training_args(log_path / env_name / "args.yml")
+    model.seed = args.get("seed")  # of the training; the Zoo has set the evaluation's
     model.buffer_size = 1  # whoever loads the zip with SB3 alone would reserve the training's
     model.tensorboard_log = None
     model.replay_buffer_kwargs = without_folders({_REPLAY: model.replay_buffer_kwargs})[_REPLAY]
@@ -132,7 +133,6 @@ def package_to_hub(
         normalize.training = normalize.norm_reward = False
     _copy_config(run, folder, args, env_kwargs)
     metrics.pack(log_path, folder / "train_eval_metrics.zip")
-    model.seed = args.get("seed")  # of the training; the Zoo has set the evaluation's
     try:
         Agent.of(model, algo_name, env_name.gym_id, hyperparams, env_kwargs).write(folder)
     except InvalidInput as error:

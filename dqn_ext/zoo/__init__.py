@@ -28,12 +28,12 @@ def register() -> None:
     from dqn_ext.zoo.manager import ExperimentManager
 
     # The Zoo's modules share these dicts by reference: change them, never rebind them
-    algos["ddqn"] = DDQN
     zoo_attribute("rl_zoo3.hyperparams_opt", "HYPERPARAMS_SAMPLER")["ddqn"] = search_space.sample_ddqn_params
     zoo_attribute("rl_zoo3.hyperparams_opt", "HYPERPARAMS_CONVERTER")["ddqn"] = search_space.convert_ddqn_params
     # The commands import the manager by name, after this
     import_module("rl_zoo3.exp_manager").ExperimentManager = ExperimentManager  # type: ignore[attr-defined]
     repairs.apply()
+    algos["ddqn"] = DDQN  # when all else stands
 
 
 def zoo_attribute(module: str, name: str) -> Any:

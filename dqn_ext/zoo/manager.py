@@ -33,7 +33,7 @@ from dqn_ext.hyperparameters import argument_names, check_names, check_values
 from dqn_ext.tensorboard import TensorboardCallback
 from dqn_ext.zoo import HYPERPARAMS_DIR
 from dqn_ext.zoo.search_space import refine
-from dqn_ext.zoo.sweeps import open_storage, run_trials
+from dqn_ext.zoo.sweeps import open_storage, run_trials, without_password
 
 # What an entry of a YAML file may hold beside DDQN's own arguments (rl_zoo3.exp_manager)
 ZOO_KEYS = {
@@ -106,9 +106,10 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 if kept[name] is None:
                     del kept[name]
         if self.algo == "ddqn":
-            for name, read in (("learning_rate", read_rate), ("n_timesteps", read_steps)):
-                if isinstance(text := hyperparams.get(name), str):
-                    hyperparams[name] = saved_hyperparams[name] = read(text)
+            if isinstance(rate := hyperparams.get("learning_rate"), str):
+                hyperparams["learning_rate"] = saved_hyperparams["learning_rate"] = read_rate(rate)
+            if (steps := hyperparams.get("n_timesteps")) is not None:
+                hyperparams["n_timesteps"] = saved_hyperparams["n_timesteps"] = read_steps(steps)
         if trial_id is not None:
             if not (self.storage and self.study_name):
                 raise InvalidInput("--trial-id needs --storage and --study-name, which say where the trial is.")
@@ -119,8 +120,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
                     if isinstance(hyperparams.get(name), str):
                         hyperparams[name] = eval(hyperparams[name], vars(exp_manager))  # as the Zoo does
                 tried = refine(hyperparams, tried)
-            hyperparams.update(tried)
-            hyperparams.update(self.custom_hyperparams or {})
+            hyperparams.update({name: tried[name] for name in tried.keys() - (self.custom_hyperparams or {}).keys()})
             saved_hyperparams = OrderedDict(sorted(hyperparams.items()))
             pprint(saved_hyperparams)
         self.trial_id = trial_id
@@ -138,7 +138,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
             study = optuna.load_study(storage=open_storage(storage), study_name=study_name)
             trial = study.best_trial if trial_id is None else study.trials[trial_id]
         except (IndexError, KeyError) as error:
-            raise InvalidInput(f"The storage {storage!r} has no trial {trial_id} of a study {study_name!r}.") from error
+            raise InvalidInput(
+                f"The storage {without_password(storage)!r} has no trial {trial_id} of a study {study_name!r}."
+            ) from error
         if not trial.params:
             raise InvalidInput(f"Trial {trial_id} of the study {study_name!r} was over before it had hyperparameters.")
         fixed = self._fixed()
@@ -187,7 +189,14 @@ class ExperimentManager(exp_manager.ExperimentManager):
 
     def _as_the_zoo(self, hyperparams: dict[str, Any]) -> Any:
         """What the Zoo does, which forgets an entry's ``env_kwargs`` when it makes environments to evaluate in."""
-        processed = super()._preprocess_hyperparams(hyperparams)
+        try:
+            processed = super()._preprocess_hyperparams(hyperparams)
+        except InvalidInput:
+            raise
+        except Exception as error:  # of what it imports and evaluates
+            if self.algo != "ddqn":
+                raise
+            raise InvalidInput(f"The entry of {self.env_name.gym_id} cannot be read: {error!r}") from error
         if self.optimize_hyperparameters and self.n_evaluations < 1:
             raise InvalidInput(f"--n-evaluations must be at least 1, not {self.n_evaluations}.")
         if self._eval_env_kwargs_args is None:
@@ -234,9 +243,13 @@ class ExperimentManager(exp_manager.ExperimentManager):
             mismatches = self._mismatches(CheckpointFolder(run / "checkpoint"), settings)
             if "" in mismatches:
                 try:
-                    return ResumeCallback(run, freq, settings)
+                    callback = ResumeCallback(run, freq, settings)
                 except InvalidInput as error:
                     print(f"{error} This is a run of its own.", file=sys.stderr)
+                    continue
+                if callback.resumes:
+                    return callback
+                callback.folder.unlock()  # another process has come to its end meanwhile
             elif mismatches and not told:
                 # At once: who has asked for that one may end this, before it has begun
                 print(f"{run} has not come to its end, but it is another run than this: {mismatches[0]}", flush=True)
@@ -317,7 +330,10 @@ class ExperimentManager(exp_manager.ExperimentManager):
 
         def make_env() -> gym.Env:
             env = gym.make(self.env_name.gym_id, **self.env_kwargs)
-            return env if env_wrapper is None else env_wrapper(env)
+            try:
+                return env if env_wrapper is None else env_wrapper(env)
+            except Exception as error:  # each wrapper has its own
+                raise InvalidInput(f"env_wrapper does not go around {self.env_name.gym_id}: {error!r}") from error
 
         try:
             get_device(self.device)
@@ -325,6 +341,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
             raise InvalidInput(f"--device must be auto or one of PyTorch's, cuda say, not {self.device!r}.") from error
         try:
             env: VecEnv = DummyVecEnv([make_env])
+        except InvalidInput:
+            raise
         except Exception as error:  # each game has its own
             if not self.env_kwargs:
                 raise
@@ -455,15 +473,15 @@ def read_rate(text: str) -> float | str:
     )
 
 
-def read_steps(text: str) -> int:
-    """A number of steps that YAML takes for a word, as it does ``1e6``.
+def read_steps(value: Any) -> int:
+    """A number of steps, which YAML may take for a word, as it does ``1e6``.
 
     :raises InvalidInput: on anything else
     """
-    with suppress(ValueError, OverflowError):
-        if (steps := int(float(text))) > 0:
+    with suppress(ValueError, TypeError, OverflowError):
+        if (steps := int(float(value))) > 0:
             return steps
-    raise InvalidInput(f"n_timesteps must be a number of steps above 0, not {text!r}.")
+    raise InvalidInput(f"n_timesteps must be a number of steps above 0, not {value!r}.")
 
 
 def _in_words(value: Any) -> str:

@@ -39,8 +39,8 @@ def sample_ddqn_params(
         trial.suggest_float("one_minus_gamma", 1e-4, 0.03, log=True)
     if "batch_size" not in fixed:
         trial.suggest_int("batch_size_pow", 4, 7 if has_images else 9)
-    # SB3's buffer of dict observations knows single steps only
-    if "n_steps" not in fixed and policy != "MultiInputPolicy":
+    # SB3's buffer of dict observations knows single steps only, and so do others
+    if "n_steps" not in fixed and policy != "MultiInputPolicy" and entry.get("replay_buffer_class") is None:
         trial.suggest_int("n_steps", 1, 10)
     keeps_frames = has_images and entry.get("frame_stack") and entry.get("replay_buffer_class") is None
     if "replay_buffer_kwargs" not in fixed and keeps_frames:

@@ -53,12 +53,12 @@ def open_storage(storage: str) -> BaseStorage:
         return _Database(storage, interval)
     except ImportError as error:
         raise InvalidInput(
-            f"The driver of the storage {_without_password(storage)!r} is not installed; "
+            f"The driver of the storage {without_password(storage)!r} is not installed; "
             f"PostgreSQL's comes with pip install 'dqn-ext[sweeps]'."
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InvalidInput(f"The storage {_without_password(storage)!r} cannot be opened: {reason}") from error
+        raise InvalidInput(f"The storage {without_password(storage)!r} cannot be opened: {reason}") from error
 
 
 def run_trials(study: optuna.Study, objective: Objective, n_trials: int, total: int | None, n_jobs: int) -> None:
@@ -208,7 +208,7 @@ class _JournalFile(JournalFileBackend):
                 file.truncate(whole)
 
 
-def _without_password(storage: str) -> str:
+def without_password(storage: str) -> str:
     try:
         return sqlalchemy.engine.make_url(storage).render_as_string(hide_password=True)
     except sqlalchemy.exc.ArgumentError:

@@ -63,6 +63,13 @@ def test_what_has_its_name_is_on_the_disk(tmp_path, monkeypatch):
     assert synced[-1] == folder.path
 
 
+@pytest.mark.parametrize("freq", [0, -50])
+def test_no_frequency(tmp_path, freq):
+    with pytest.raises(InvalidInput, match=f"freq must be at least 1 transition, not {freq}"):
+        ResumeCallback(tmp_path, freq)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_is_on_the_disk_before_its_checkpoints_go(tmp_path, monkeypatch):
     done = []
     resume = ResumeCallback(tmp_path, 20, {})

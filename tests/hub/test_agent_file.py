@@ -17,7 +17,15 @@ from torch import nn
 
 from dqn_ext import DDQN
 from dqn_ext.errors import InvalidInput
-from dqn_ext.hub.agent_file import DESCRIPTION, HYPERPARAMETERS, NOT_CARRIED, WEIGHTS, Agent, plain_hyperparameters
+from dqn_ext.hub.agent_file import (
+    DESCRIPTION,
+    HYPERPARAMETERS,
+    NOT_CARRIED,
+    WEIGHTS,
+    Agent,
+    check_description,
+    plain_hyperparameters,
+)
 from dqn_ext.hyperparameters import argument_names
 from dqn_ext.zoo import HYPERPARAMS_DIR
 from dqn_ext.zoo.manager import ZOO_KEYS
@@ -93,7 +101,7 @@ def test_running_averages(tmp_path):
     observations = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     assert (loaded.normalize_obs(observations) == env.normalize_obs(observations)).all()
     assert (loaded.ret_rms.var, loaded.ret_rms.count) == (env.ret_rms.var, env.ret_rms.count)
-    assert not loaded.training
+    assert loaded.training  # the Zoo stops it where it evaluates and plays
 
 
 @pytest.mark.parametrize(
@@ -123,9 +131,12 @@ def test_packaged_hyperparameters_have_plain_values(path):
 
 
 def test_classes_of_the_command_line():
-    given = {"activation_fn": nn.Tanh, "optimizer_class": th.optim.AdamW, "net_arch": [64]}
-    plain = plain_hyperparameters({"policy": "MlpPolicy", "policy_kwargs": given})
-    assert plain["policy_kwargs"] == {"activation_fn": "Tanh", "optimizer_class": "AdamW", "net_arch": [64]}
+    given = {"activation_fn": nn.Tanh, "optimizer_class": th.optim.AdamW, "net_arch": (64,)}
+    given["optimizer_kwargs"] = {"betas": (0.9, 0.99)}
+    plain = plain_hyperparameters({"policy": "MlpPolicy", "policy_kwargs": given, "train_freq": (4, "step")})
+    expected = {"activation_fn": "Tanh", "optimizer_class": "AdamW", "net_arch": [64]}
+    assert plain["policy_kwargs"] == {**expected, "optimizer_kwargs": {"betas": [0.9, 0.99]}}
+    assert plain["train_freq"] == [4, "step"]
 
 
 def test_running_averages_of_rewards_alone(tmp_path):
@@ -138,6 +149,19 @@ def test_running_averages_of_rewards_alone(tmp_path):
     loaded.description["hyperparameters"]["normalize"] = True
     with pytest.raises(InvalidInput, match="must have obs where observations are normalized"):
         loaded.build_normalization()
+
+
+def test_running_averages_that_do_not_go_together():
+    env = VecNormalize(make_vec_env("FrozenLake-v1"), norm_obs=False)
+    model = DQN("MlpPolicy", env, buffer_size=100, device="cpu")
+    hyperparams = {"policy": "MlpPolicy", "normalize": {"norm_obs": False}}
+    with pytest.raises(InvalidInput, match="normalization must be of a box of observations"):
+        Agent.of(model, "dqn", "FrozenLake-v1", hyperparams, {})
+    model = DQN("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1")), buffer_size=100, device="cpu")
+    description = Agent.of(model, "dqn", "CartPole-v1", {"policy": "MlpPolicy", "normalize": True}, {}).description
+    description["hyperparameters"]["frame_stack"] = 4
+    with pytest.raises(InvalidInput, match="must not have both normalize and frame_stack"):
+        check_description(description)
 
 
 def test_agents_that_cannot_be_described():

@@ -61,6 +61,11 @@ def test_what_is_searched():
         assert (min(sampled["target_update_interval"] for sampled in samples) < 200) == (entry is VECTOR)
 
 
+def test_a_memory_of_the_users_has_its_own_steps():
+    samples = [sampled for _, sampled in sample({**VECTOR, "replay_buffer_class": ReplayBuffer}, n_trials=3)]
+    assert all("n_steps" not in sampled for sampled in samples)
+
+
 def test_images_have_an_extractor_always():
     extractors = {sampled["policy_kwargs"]["features_extractor_class"] for _, sampled in sample(IMAGES)}
     assert extractors == {"nature", "impala"}
@@ -153,7 +158,8 @@ def test_optimize_and_train_the_trials(env, tmp_path):
         )
     (tmp_path / "pack.yml").write_text(yaml.dump(pack))
     # What is fixed is given again with the trial's id
-    train = f"-m rl_zoo3.train --algo ddqn --env {env} -n 100 -conf pack.yml {STUDY} -params gamma:0.9 double_q:False"
+    train = f"-m rl_zoo3.train --algo ddqn --env {env} -n 100 -conf pack.yml {STUDY}"
+    train += " -params gamma:0.9 double_q:False vec_env_wrapper:None"
     run_python(f"{train} -optimize --n-trials 2 --eval-episodes 1 --no-optim-plots --seed 0", cwd=tmp_path)
     study = optuna.load_study(
         study_name="s",
@@ -165,7 +171,9 @@ def test_optimize_and_train_the_trials(env, tmp_path):
     run_several(commands, cwd=tmp_path)
     for trial in study.trials:
         folder = f"trial_{trial.number}"
-        model = DDQN.load(tmp_path / folder / "ddqn" / f"{env}_1" / f"{env}.zip")
+        run = tmp_path / folder / "ddqn" / f"{env}_1"
+        assert "vec_env_wrapper" not in (run / env / "config.yml").read_text()  # which enjoy would take for one
+        model = DDQN.load(run / f"{env}.zip")
         expected = convert_ddqn_params(trial.params)
         assert model.n_envs == expected.pop("n_envs") == pack[env].get("n_envs", 1)
         assert model.train_freq.frequency == expected.pop("train_freq")
