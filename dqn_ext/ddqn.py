@@ -28,7 +28,6 @@ from stable_baselines3.common.type_aliases import (
 )
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage, unwrap_vec_wrapper
 from stable_baselines3.dqn import policies
-from stable_baselines3.dqn.policies import DQNPolicy
 from torch.nn import functional as F
 
 from dqn_ext.cuda_graph import HostCopy
@@ -81,7 +80,7 @@ class DDQN(DQN):
 
     def __init__(
         self,
-        policy: str | type[DQNPolicy],
+        policy: str | type[policies.DQNPolicy],
         env: GymEnv | str,
         *args: Any,
         double_q: bool = True,

@@ -39,10 +39,11 @@ def sample_ddqn_params(
         trial.suggest_float("one_minus_gamma", 1e-4, 0.03, log=True)
     if "batch_size" not in fixed:
         trial.suggest_int("batch_size_pow", 4, 7 if has_images else 9)
+    has_default_memory = entry.get("replay_buffer_class") is None
     # SB3's buffer of dict observations knows single steps only, and so do others
-    if "n_steps" not in fixed and policy != "MultiInputPolicy" and entry.get("replay_buffer_class") is None:
+    if "n_steps" not in fixed and policy != "MultiInputPolicy" and has_default_memory:
         trial.suggest_int("n_steps", 1, 10)
-    keeps_frames = has_images and entry.get("frame_stack") and entry.get("replay_buffer_class") is None
+    keeps_frames = has_images and entry.get("frame_stack") and has_default_memory
     if "replay_buffer_kwargs" not in fixed and keeps_frames:
         trial.suggest_float("priority_exponent", 0, 0.7)  # 0: uniform replay; 0.7: Schaul et al. 2016, table 3
     if "target_update_interval" not in fixed:

@@ -154,9 +154,8 @@ def test_tensorboard(logs):
     film = Image.open(io.BytesIO(films[-1].encoded_image_string))
     assert film.size == (160, 210)
     assert film.n_frames > 30
-    assert film.info["duration"] == pytest.approx(
-        1000 / 15, abs=10
-    )  # of the game's own speed; in hundredths of a second
+    # The game's own speed; a GIF has hundredths of a second
+    assert film.info["duration"] == pytest.approx(1000 / 15, abs=10)
     hyperparams = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert b"learning_starts" in hyperparams
     assert b"CnnPolicy" in hyperparams
