@@ -4,6 +4,7 @@ import io
 import json
 import math
 import pathlib
+import warnings
 import zipfile
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -32,7 +33,7 @@ from torch.nn import functional as F
 
 from dqn_ext.cuda_graph import HostCopy
 from dqn_ext.errors import Diverged, InvalidInput
-from dqn_ext.hyperparameters import argument_names, check_names, check_values
+from dqn_ext.hyperparameters import check_arguments, check_values
 from dqn_ext.learner import Learner, Losses, choose_compilation, choose_dtype
 from dqn_ext.overlap import Meanwhile
 from dqn_ext.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, QNetwork
@@ -100,13 +101,15 @@ class DDQN(DQN):
         if _init_setup_model:
             check_values({**vars(self), "stats_window_size": self._stats_window_size})
             owner = policy if isinstance(policy, str) else policy.__name__
-            check_names(self.policy_kwargs, argument_names(self.policy_class), owner)
+            check_arguments(self.policy_kwargs, self.policy_class, owner)
             if (first := getattr(self.action_space, "start", 0)) != 0:
                 raise InvalidInput(f"The actions of {self.action_space} must begin with 0, not with {first}.")
             # To complain now rather than when learning starts
             self._choose_replay_buffer()
             choose_dtype(precision, self.device)
             choose_compilation(compile, self.device)
+            if callable(self.learning_rate):
+                self.learning_rate(1.0)  # an error of its own is no policy's
             try:
                 self._setup_model()
             except InvalidInput:
@@ -138,6 +141,8 @@ class DDQN(DQN):
 
         :raises Diverged: where the loss or its gradient is infinite or not a number
         """
+        if gradient_steps < 1:
+            return
         if self._learns_meanwhile and self.num_timesteps < self._total_timesteps:
             self._train_if_due()  # what a callback has asked for since the last step
             self._due = gradient_steps, batch_size
@@ -427,8 +432,8 @@ class DDQN(DQN):
                 buffer_class = NStepReplayBuffer
             else:
                 buffer_class = ReplayBuffer
-        names = argument_names(buffer_class) - {"buffer_size", "device", "n_envs", "optimize_memory_usage"}
-        check_names(buffer_kwargs, names, owner=f"the replay memory, {buffer_class.__name__}")
+        given = ("buffer_size", "device", "n_envs", "optimize_memory_usage")
+        check_arguments(buffer_kwargs, buffer_class, f"the replay memory, {buffer_class.__name__}", given)
         if self.optimize_memory_usage and not issubclass(buffer_class, FrameReplayBuffer):
             if issubclass(buffer_class, (DictReplayBuffer, NStepReplayBuffer)):
                 raise InvalidInput(f"optimize_memory_usage must be False with {buffer_class.__name__}.")
@@ -481,7 +486,7 @@ class DDQN(DQN):
             )
         except InvalidInput:
             raise
-        except (MemoryError, ValueError, th.OutOfMemoryError) as error:
+        except (MemoryError, TypeError, ValueError, th.OutOfMemoryError) as error:
             raise InvalidInput(f"A replay memory of buffer_size {self.buffer_size} cannot be made: {error}") from error
 
     # ------------------------------------------------------------------ files
@@ -514,6 +519,12 @@ class DDQN(DQN):
             model._choose_replay_buffer()
         if "replay_buffer" in vars(model):  # of SB3's DQN, saved with it
             model.replay_buffer = vars(model).pop("replay_buffer")
+            model.replay_buffer_class = model.replay_buffer_class or type(model.replay_buffer)
+        try:
+            model._fit_replay_buffer("The file")
+        except InvalidInput as error:  # to play it needs none
+            warnings.warn(f"The replay memory that was saved with the agent is left out: {error}", stacklevel=2)
+            model._replay_buffer = None
         return model
 
     def _replace_policy(self, policy_class: type[BasePolicy]) -> None:
@@ -557,23 +568,19 @@ class DDQN(DQN):
         if isinstance(path, (str, pathlib.Path)) and not (pathlib.Path(path).exists() or pathlib.Path(path).suffix):
             path = f"{path}.pkl"
         if not files.is_replay_file(path):
-            buffer_class, buffer_kwargs = self._choose_replay_buffer()
-            if issubclass(buffer_class, FrameReplayBuffer):
+            if issubclass(self._choose_replay_buffer()[0], FrameReplayBuffer):
                 raise InvalidInput(f"{path} is not a replay memory of stacked images; it has not been unpickled.")
             before = self._replay_buffer
             try:
                 super().load_replay_buffer(path, truncate_last_traj)
-                self._check_loaded(buffer_class, path)
+                self._fit_replay_buffer(path)
             except BaseException as error:
                 self._replay_buffer = before
                 if isinstance(error, Exception) and not isinstance(error, (InvalidInput, OSError, MemoryError)):
                     raise InvalidInput(f"{path} is not a replay memory that can be read: {error}") from error
                 raise
-            loaded = self.replay_buffer
-            if isinstance(loaded, NStepReplayBuffer):
-                loaded.n_steps, loaded.gamma = buffer_kwargs["n_steps"], buffer_kwargs["gamma"]
             if truncate_last_traj:
-                break_off(loaded)
+                break_off(self.replay_buffer)
             return
         replay_buffer = self._create_replay_buffer()
         if not isinstance(replay_buffer, FrameReplayBuffer):
@@ -584,8 +591,15 @@ class DDQN(DQN):
         replay_buffer.load(path)
         self.replay_buffer = replay_buffer
 
-    def _check_loaded(self, buffer_class: type[ReplayBuffer], path: Any) -> None:
-        loaded = self.replay_buffer
+    def _fit_replay_buffer(self, path: Any) -> None:
+        """Have a replay memory that was unpickled, if there is one, take the settings of this agent.
+
+        :raises InvalidInput: where it is not one of these settings
+        """
+        loaded = self._replay_buffer
+        if loaded is None:
+            return
+        buffer_class, buffer_kwargs = self._choose_replay_buffer()
         if type(loaded) is not buffer_class or loaded.n_envs != self.n_envs:
             raise InvalidInput(
                 f"{path} holds a {type(loaded).__name__} of {loaded.n_envs} environments, and these settings need "
@@ -597,6 +611,15 @@ class DDQN(DQN):
                     f"{path} holds transitions whose {name} is {getattr(loaded, name)}, "
                     f"and this agent's is {getattr(self, name)}."
                 )
+        if isinstance(loaded, NStepReplayBuffer):
+            loaded.n_steps, loaded.gamma = buffer_kwargs["n_steps"], buffer_kwargs["gamma"]
+        elif isinstance(loaded, FrameReplayBuffer):
+            content = io.BytesIO()
+            loaded.save(content)
+            content.seek(0)
+            self.load_replay_buffer(content)
+        elif isinstance(loaded, HerReplayBuffer) and loaded.env is None and self.env is not None:
+            loaded.set_env(self.env)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_replay_buffer", "_learner", *_OF_LEARN]

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -37,6 +37,18 @@ def check_names(names: Iterable[str], allowed: Iterable[str], owner: str = "ddqn
             raise InvalidInput(f"{name!r} is not a hyperparameter of {owner}; {hint}")
 
 
+def check_arguments(names: Iterable[str], owner: type, described: str, given: Iterable[str] = ()) -> None:
+    """Check the names of what a class will be called with. One of the user's that takes ``**kwargs`` may know any.
+
+    :param given: names that are not for the user to set
+    :raises InvalidInput: on a name that it does not take
+    """
+    for cls, parameters in _constructors(owner):
+        if not cls.__module__.startswith(("dqn_ext.", "stable_baselines3.")) and _take_any_name(parameters):
+            return
+    check_names(names, argument_names(owner) - set(given), described)
+
+
 def check_values(hyperparams: Mapping[str, Any]) -> None:
     """Check the values that are given; names that are absent or of other owners are passed over.
 
@@ -60,6 +72,9 @@ def check_values(hyperparams: Mapping[str, Any]) -> None:
         if not isinstance(hyperparams.get(name, True), bool):
             raise InvalidInput(f"{name} must be True or False, not {hyperparams[name]!r}.")
 
+    value = hyperparams.get("seed")
+    if value is not None and not (_is_whole(value, 0) and value < 2**32):
+        raise InvalidInput(f"seed must be a whole number from 0 to 2**32 - 1, or None, not {value!r}.")
     value = hyperparams.get("max_grad_norm", 1)
     if not (_is_real(value) and value > 0):
         raise InvalidInput(f"max_grad_norm must be a number above 0, not {value!r}.")
@@ -118,14 +133,23 @@ def _is_real(value: Any) -> bool:
 
 def argument_names(owner: type) -> set[str]:
     """The keywords that a class's constructor and its parents' take, and a user may set."""
-    names: set[str] = set()
-    for cls in owner.__mro__:
-        if "__init__" not in vars(cls):
-            continue
-        parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
-        names |= {parameter.name for parameter in parameters}
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-            break  # this one hands nothing on to its parent
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = [parameter for _, parameters in _constructors(owner) for parameter in parameters]
+    names = {parameter.name for parameter in parameters if parameter.kind not in variadic}
     # The Zoo or the algorithm sets these itself
-    given = {"self", "env", "args", "kwargs", "observation_space", "action_space", "lr_schedule"}
+    given = {"self", "env", "observation_space", "action_space", "lr_schedule"}
     return {name for name in names if not name.startswith("_")} - given
+
+
+def _constructors(owner: type) -> Iterator[tuple[type, list[inspect.Parameter]]]:
+    """A class's and its parents', as far as each hands on what it does not name itself; and what they take."""
+    for cls in owner.__mro__:
+        if "__init__" in vars(cls):
+            parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())
+            yield cls, parameters
+            if not _take_any_name(parameters):
+                return
+
+
+def _take_any_name(parameters: Iterable[inspect.Parameter]) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)

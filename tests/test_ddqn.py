@@ -402,6 +402,26 @@ def test_returns_of_several_steps_end_where_games_start_anew(n_envs, has_one_arr
     assert_returns_break_off_after(model, last)
 
 
+def test_a_memory_that_knows_no_timeouts_ends_in_terminal_states_for_once():
+    """Until the ring comes round: SB3 would never write over a timeout there."""
+    model = DDQN(
+        "MlpPolicy",
+        Numbered(),
+        n_steps=3,
+        replay_buffer_kwargs={"handle_timeout_termination": False},
+        **{**SMALL, "buffer_size": 40},
+    )
+    model.learn(20, StopsAt(20))
+    last = model.replay_buffer.pos - 1
+    model.learn(18, reset_num_timesteps=False)
+    samples = model.replay_buffer._get_samples(np.arange(last - 2, last + 3))
+    assert (samples.next_observations - samples.observations)[:, -1].tolist() == [3, 2, 1, 3, 3]
+    assert samples.dones.flatten().tolist() == [1, 1, 1, 0, 0]
+    model.learn(40, reset_num_timesteps=False)  # over all of it
+    assert not model.replay_buffer.timeouts.any()
+    assert not model.replay_buffer.dones.any()
+
+
 def test_returns_of_several_steps_end_where_a_loaded_memory_ends(tmp_path):
     model = DDQN("MlpPolicy", Numbered(), n_steps=3, **SMALL).learn(20)
     model.save_replay_buffer(tmp_path / "memory")
@@ -738,6 +758,29 @@ def test_an_agent_saved_with_its_replay_memory(cls, tmp_path):
     model.learn(60, reset_num_timesteps=False)
     assert model.replay_buffer.size() == 92
     assert model._n_updates > 0
+
+
+def test_to_train_for_no_steps_changes_nothing():
+    model = DDQN("MlpPolicy", "CartPole-v1", **SMALL)
+    model.train(0)
+    assert model._n_updates == 0
+
+
+@pytest.mark.parametrize("has_frames", [False, True])
+def test_a_memory_saved_with_the_agent_takes_the_settings(has_frames, tmp_path):
+    def env(n_envs: int) -> Any:
+        if not has_frames:
+            return make_vec_env("CartPole-v1", n_envs)
+        return VecFrameStack(DummyVecEnv([lambda: FakeImageEnv(40, 40, n_channels=1, discrete=True)] * n_envs), 4)
+
+    policy = "CnnPolicy" if has_frames else "MlpPolicy"
+    DDQN(policy, env(1), n_steps=3, **SMALL).learn(40).save(tmp_path / "agent", include=["replay_buffer"])
+    memory = DDQN.load(tmp_path / "agent", env=env(1), n_steps=2, gamma=0.5).replay_buffer
+    assert (memory.n_steps, memory.gamma, memory.size()) == (2, 0.5, 40)
+    assert set(memory.sample(64).discounts.unique().tolist()) <= {0.5, 0.25}
+    with pytest.warns(UserWarning, match=r"is left out: The file .*1 environment"):
+        model = DDQN.load(tmp_path / "agent", env=env(2))
+    assert model.replay_buffer.size() == 0
 
 
 def test_another_precision_counts_at_once(monkeypatch):

@@ -1,12 +1,15 @@
 import math
 import re
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
+from stable_baselines3.dqn.policies import DQNPolicy
 
 from dqn_ext import DDQN, FrameReplayBuffer
 from dqn_ext.errors import Diverged, InvalidInput
@@ -126,6 +129,50 @@ def test_nearest_name():
         check_names(["gamma", "learning_rte"], argument_names(DDQN))
     with pytest.raises(InvalidInput, match=r"'x' is not a hyperparameter of a memory; it has none\."):
         check_names(["x"], [], "a memory")
+
+
+class PopsItsOwn:
+    def __init__(self, *names: Any, **options: Any) -> None:
+        self.extra = options.pop("extra", 1)
+        super().__init__(*names, **options)
+
+
+class OwnPolicy(PopsItsOwn, DQNPolicy):
+    pass
+
+
+class OwnMemory(PopsItsOwn, ReplayBuffer):
+    pass
+
+
+class FixedPolicy(DQNPolicy):
+    pass
+
+
+def test_arguments_of_classes_of_ones_own():
+    """They may take names that no signature has; where none is taken unnamed, a wrong one is still found."""
+    settings = {"replay_buffer_class": OwnMemory, "replay_buffer_kwargs": {"extra": 3}}
+    model = DDQN(OwnPolicy, "CartPole-v1", policy_kwargs={"extra": 2}, **settings, **SETTINGS)
+    assert (model.policy.extra, model.replay_buffer.extra) == (2, 3)
+    assert not {"names", "options"} & argument_names(OwnPolicy)
+    with pytest.raises(InvalidInput, match="'extra' is not a hyperparameter of FixedPolicy"):
+        DDQN(FixedPolicy, "CartPole-v1", policy_kwargs={"extra": 2}, **SETTINGS)
+    with pytest.raises(InvalidInput, match=r"replay memory .* cannot be made: .*'extr'"):
+        DDQN(
+            "MlpPolicy", "CartPole-v1", **{**settings, "replay_buffer_kwargs": {"extr": 3}}, **SETTINGS
+        ).replay_buffer.size()
+
+
+def test_an_error_of_ones_own_schedule_is_no_policys():
+    with pytest.raises(ZeroDivisionError):
+        DDQN(
+            "MlpPolicy",
+            "CartPole-v1",
+            learning_rate=lambda progress: 1 / (progress - 1),
+            policy_kwargs={"net_arch": []},
+        )
+    with pytest.raises(InvalidInput, match=r"seed must be a whole number from 0 to 2\*\*32 - 1, or None, not -1\."):
+        DDQN("MlpPolicy", "CartPole-v1", seed=-1, policy_kwargs={"net_arch": []})
 
 
 def test_argument_names():

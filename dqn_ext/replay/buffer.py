@@ -52,7 +52,8 @@ class FrameReplayBuffer(ReplayBuffer):
     Consecutive observations share all frames but one, so each frame is kept once: a transition of 84x84 frames takes
     7.1 KB raw, where SB3 takes 56 KB. The final observation of every episode is kept, so that saving memory and
     telling timeouts from terminal states go together. For the same indices it returns what SB3's buffers return:
-    ``ReplayBuffer``, or ``NStepReplayBuffer`` if ``n_steps`` is above 1. It serves one thread.
+    ``ReplayBuffer``, or ``NStepReplayBuffer`` if ``n_steps`` is above 1. It serves one thread. Pickled it is its
+    settings and a file; a subclass with more than that says so in ``__getstate__`` and ``__setstate__``.
 
     :param buffer_size: transitions of all environments together
     :param observation_space: images of type uint8, channels first or last
@@ -322,7 +323,8 @@ class FrameReplayBuffer(ReplayBuffer):
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> Any:
         """Draw transitions, uniformly or by their priorities.
 
-        The batch stands in memory that is used again once nobody holds the batch any more.
+        The batch stands in memory that is used again once nobody holds the batch any more, and its observations and
+        next observations share frames there: who changes one in place changes the other.
 
         :param batch_size: how many
         :param env: normalizes rewards

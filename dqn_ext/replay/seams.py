@@ -16,8 +16,8 @@ def break_off(memory: ReplayBuffer | None) -> None:
 
     - in ``NStepReplayBuffer`` and ``HerReplayBuffer`` as timeouts, which bootstrap: returns of several steps would run
       on there, and goals would be another episode's;
-    - with ``optimize_memory_usage``, where the next observation is the next transition's, as terminal states: it knows
-      no others.
+    - as terminal states where a buffer knows no others: with ``handle_timeout_termination=False``, and with
+      ``optimize_memory_usage``, where the next observation is the next transition's.
     """
     if memory is None or memory.size() == 0 or isinstance(memory, FrameReplayBuffer):
         return
@@ -26,7 +26,7 @@ def break_off(memory: ReplayBuffer | None) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it does what it is called for
             memory.truncate_last_trajectory()
-    elif isinstance(memory, NStepReplayBuffer):
+    elif isinstance(memory, NStepReplayBuffer) and memory.handle_timeout_termination:
         memory.timeouts[last] = np.logical_or(memory.timeouts[last], np.logical_not(memory.dones[last]))
-    elif memory.optimize_memory_usage:
+    elif isinstance(memory, NStepReplayBuffer) or memory.optimize_memory_usage:
         memory.dones[last] = True
