@@ -40,6 +40,7 @@ from dqn_ext.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, QNetwork
 from dqn_ext.replay import Draw, FrameReplayBuffer, PrioritizedReplayBufferSamples, files
 from dqn_ext.replay.seams import break_off
 from dqn_ext.td_targets import clip_to_returns, double_q_target, q_learning_target
+from dqn_ext.whole_files import replaced_when_whole
 
 SelfDDQN = TypeVar("SelfDDQN", bound="DDQN")
 
@@ -543,10 +544,15 @@ class DDQN(DQN):
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
-        """Cf. :meth:`stable_baselines3.DQN.save`."""
+        """Cf. :meth:`stable_baselines3.DQN.save`. A file that stands there is replaced when the new one is whole."""
         # By its attribute's name
         include = ["_replay_buffer" if name == "replay_buffer" else name for name in include or ()]
-        super().save(path, exclude, include)
+        if not isinstance(path, (str, pathlib.Path)):
+            super().save(path, exclude, include)
+            return
+        path = pathlib.Path(path)
+        with replaced_when_whole(path if path.suffix else pathlib.Path(f"{path}.zip")) as unfinished:
+            super().save(unfinished, exclude, include)
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """Cf. :meth:`stable_baselines3.DQN.save_replay_buffer`. A ``FrameReplayBuffer`` gets a file of its own format.

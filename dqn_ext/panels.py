@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import itertools
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from stable_baselines3.common.atari_wrappers import MaxAndSkipEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from dqn_ext.errors import InvalidInput
+from dqn_ext.whole_files import replaced_when_whole
 
 BACKGROUND, TEXT, MUTED, BAR, CHOSEN = "#14161a", "#e8eaed", "#8a919c", "#46566e", "#eda53b"
 
@@ -133,22 +133,16 @@ def write_video(path: Path, pictures: Iterable[Image.Image], fps: float) -> None
     :param pictures: at least one; of one size
     :raises InvalidInput: where ``path`` cannot be written
     """
-    unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.touch()
-        n_pictures = _encode(unfinished, pictures, fps)
-        # ffmpeg's exit code is lost on the way; on a full disk the file ends early
-        if imageio_ffmpeg.count_frames_and_secs(str(unfinished))[0] != n_pictures:
-            raise OSError("the file is not complete")
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        with replaced_when_whole(path) as unfinished:
+            unfinished.touch()
+            n_pictures = _encode(unfinished, pictures, fps)
+            # ffmpeg's exit code is lost on the way; on a full disk the file ends early
+            if imageio_ffmpeg.count_frames_and_secs(str(unfinished))[0] != n_pictures:
+                raise OSError("the file is not complete")
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InvalidInput(f"The video {path} could not be written ({reason}).") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _encode(path: Path, pictures: Iterable[Image.Image], fps: float) -> int:

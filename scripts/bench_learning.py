@@ -160,10 +160,7 @@ def record(run: Run, label: str) -> dict[str, Any]:
     evaluations = np.load(run.zoo_folder / "evaluations.npz")
     seed = evaluation_seed(run.seed)
     agent = load(run.agent, run.algo, seed)
-    config = (run.zoo_folder / run.env_name / "config.yml").read_text()
-    settings = dict(yaml.load(config, Loader=yaml.UnsafeLoader))  # written by this run
     args = saved_args(run.zoo_folder, run.env_name)
-    settings["env_kwargs"] = trained_env_kwargs(settings, args)
     hours = hours_at(run.zoo_folder, agent.num_timesteps)
     # As the Zoo's evaluations act
     as_in_training = ExperimentManager.is_atari(run.env) or ExperimentManager.is_minigrid(run.env)
@@ -177,7 +174,7 @@ def record(run: Run, label: str) -> dict[str, Any]:
         "n_timesteps": budget(run),
         "steps": agent.num_timesteps,
         "command": command(run),
-        "settings": {name: str(value) for name, value in sorted(settings.items())},
+        "settings": settings_of(run.zoo_folder, run.env_name),
         "commit": commit(),
         "versions": {name: version(name) for name in PACKAGES},
         # Of an interrupted run, machine, commit and threads are those of the last attempt
@@ -197,6 +194,14 @@ def record(run: Run, label: str) -> dict[str, Any]:
             "scores": [[float(score) for score in scores] for scores in evaluations["results"]],
         },
     }
+
+
+def settings_of(folder: Path, env_name: str) -> dict[str, str]:
+    """What a run was trained with."""
+    config = (folder / env_name / "config.yml").read_text()
+    settings = dict(yaml.load(config, Loader=yaml.UnsafeLoader))  # written by that run
+    settings["env_kwargs"] = trained_env_kwargs(settings, saved_args(folder, env_name))
+    return {name: str(value) for name, value in sorted(settings.items())}
 
 
 def evaluation_seed(seed: int) -> int:

@@ -92,8 +92,6 @@ def transitions(frames: np.ndarray, starts: np.ndarray, n_envs: int) -> Iterator
 
 # ---------------------------------------------------------------------- contenders
 
-Memory = tuple[Callable[..., Any], Callable[[int], Any]]  # add a transition of every environment, sample a batch
-
 
 def spaces() -> tuple[Any, Any]:
     from gymnasium import spaces

@@ -1,7 +1,6 @@
 """The small files in which measurements are kept."""
 
 import json
-import os
 import platform
 import shlex
 import sys
@@ -12,13 +11,13 @@ from typing import Any
 
 import machine
 
+from dqn_ext.whole_files import replaced_when_whole
+
 
 def replace(path: Path, text: str) -> None:
     """Write a file that is whole at any time, in a folder that is made where there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with replaced_when_whole(path) as unfinished:
+        unfinished.write_text(text)
 
 
 def write_record(path: Path, device: str = "cpu", **content: Any) -> None:

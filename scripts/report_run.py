@@ -52,7 +52,7 @@ def main() -> None:
     print(f"""
 Watch it:    {name} -m rl_zoo3.enjoy {agent_args}
 Film it:     {name} -m rl_zoo3.record_video {agent_args} -n 1000
-Plot it:     {name} -m rl_zoo3.plots.plot_train -a {args.algo} -e {args.env.gym_id} -f {args.log_folder} -w {window}
+Plot it:     {name} -m rl_zoo3.plots.plot_train -a {args.algo} -e {args.env} -f {args.log_folder} -w {window}
 Continue it: {name} -m rl_zoo3.train {agent_args} -P {go_on}-i {agent}
 """)
 

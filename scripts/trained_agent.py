@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from bench_learning import settings_of
 from huggingface_sb3 import EnvironmentName
 
 from dqn_ext import DDQN
@@ -95,6 +96,8 @@ def main() -> None:
     for name, value in found.items():
         if record[name] != value:
             sys.exit(f"Error: {args.run} has {name} {value}, and {args.record} is of {record[name]}.")
+    if different := sorted(dict(settings_of(args.run, env).items() ^ record.get("settings", {}).items())):
+        sys.exit(f"Error: {args.run} has other settings than {args.record}: {', '.join(different)}.")
 
     final = args.folder / record["algo"] / f"{env}_1"
     new, old = (final.with_name(f"{final.name}.{state}") for state in ("new", "old"))

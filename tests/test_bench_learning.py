@@ -191,7 +191,11 @@ def test_an_agent_with_images_is_small_enough(tmp_path):
 
 def test_a_record_of_another_training(folder, capsys):
     record = json.loads((folder / "logs/learning/records/ddqn-CartPole-v1-3000-7.json").read_text())
-    for name, value, sentence in (("seed", 8, "has seed 7, and other.json is of 8."), ("steps", 5, "has steps 3008,")):
+    for name, value, sentence in (
+        ("seed", 8, "has seed 7, and other.json is of 8."),
+        ("steps", 5, "has steps 3008,"),
+        ("settings", {**record["settings"], "gamma": "0.5"}, "has other settings than other.json: gamma."),
+    ):
         (folder / "other.json").write_text(json.dumps({**record, name: value}))
         assert sentence in error_of(trained_agent.main, f"{RUN} --record other.json", folder, capsys)
 

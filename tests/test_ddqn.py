@@ -1,6 +1,8 @@
 """DDQN: its update against arithmetic, and SB3's DQN as the oracle for all that should be equal."""
 
 import io
+import resource
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -243,6 +245,23 @@ def test_hyperparameters_survive_a_reload(tmp_path):
     for name in ("n_steps", "double_q", "replay_buffer_class", "replay_buffer_kwargs", "buffer_size", "gamma"):
         assert getattr(loaded, name) == getattr(model, name), name
     assert loaded.replay_buffer_class is None
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_agent_that_cannot_be_written_leaves_the_one_before(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = DDQN("MlpPolicy", "CartPole-v1", device="cpu")
+    model.save(kind("new/agent"))
+    before = (tmp_path / "new/agent.zip").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a full disk does
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            model.save(kind("new/agent.zip"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "new/agent.zip").read_bytes() == before
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["agent.zip"]
 
 
 def test_replay_memory_is_allocated_when_needed(tmp_path):

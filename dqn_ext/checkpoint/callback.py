@@ -19,6 +19,7 @@ from dqn_ext.checkpoint import state
 from dqn_ext.checkpoint.folder import Checkpoint, CheckpointFolder, Unusable, sync
 from dqn_ext.checkpoint.processes import EXIT_CODES, SIGNALS
 from dqn_ext.errors import Diverged, InvalidInput
+from dqn_ext.whole_files import replaced_when_whole
 
 
 class ResumeCallback(BaseCallback):
@@ -129,14 +130,8 @@ class ResumeCallback(BaseCallback):
                 file.unlink()
         for source in kept.rglob("*"):
             if source.is_file():
-                target = self.run / source.relative_to(kept)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                temporary = target.with_name(f".{target.name}.tmp")
-                try:
-                    shutil.copy(source, temporary)
-                    os.replace(temporary, target)
-                finally:
-                    temporary.unlink(missing_ok=True)
+                with replaced_when_whole(self.run / source.relative_to(kept)) as unfinished:
+                    shutil.copy(source, unfinished)
 
     def _run_files(self) -> list[Path]:
         files = {file for pattern in self.files for file in self.run.glob(pattern) if file.is_file()}

@@ -6,6 +6,7 @@ metric at ``+/-``. An agent's score there is its mean minus its standard deviati
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 from huggingface_hub import HfApi
-from huggingface_hub.repocard import REGEX_YAML_BLOCK, metadata_eval_result
+from huggingface_hub.repocard import metadata_eval_result
 from matplotlib.figure import Figure
 
 from dqn_ext.errors import InvalidInput
@@ -140,11 +141,10 @@ def _dump(hyperparams: Any) -> str:
         return yaml.safe_dump({name: str(value) for name, value in hyperparams.items()}).strip()
 
 
-def draw_curve(run: Path, frame_skip: int, picture: Path) -> bool:
+def draw_curve(run: Path, frame_skip: int, picture: Path) -> None:
     """Draw the scores of a run's training episodes and of its evaluations, over steps.
 
     :param frame_skip: frames that Monitor counts in a step
-    :return: whether there was anything to draw
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -168,11 +168,9 @@ def draw_curve(run: Path, frame_skip: int, picture: Path) -> bool:
                 capsize=3,
                 label="evaluations",
             )
-    if not axes.has_data():
-        return False
-    axes.legend()
-    figure.savefig(picture, dpi=120)
-    return True
+    if axes.has_data():
+        axes.legend()
+        figure.savefig(picture, dpi=120)
 
 
 # ---------------------------------------------------------------------- reading
@@ -324,11 +322,15 @@ def _check_results(report: Report, names: set[str], folder: Path) -> None:
         report.missing.append(f"agreement: {RESULTS} says {mean:.2f} +/- {std:.2f}, and the card another score")
 
 
+# As huggingface_hub finds it, whose own expression took a minute for some thousand empty lines before release 2
+_METADATA = re.compile(r"\s*---(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$)", re.DOTALL)
+
+
 def read_metadata(card: Path) -> dict[str, Any] | None:
     """The card's metadata as the leaderboard loads it; ``None`` where there is none, or it cannot be read."""
     try:
-        block = REGEX_YAML_BLOCK.search(card.read_bytes().decode())
-        metadata = read_yaml(block[2].encode(), CARD) if block else None  # without aliases, which have no end
+        block = _METADATA.match(card.read_bytes().decode())
+        metadata = read_yaml(block[1].encode(), CARD) if block else None  # without aliases, which have no end
     except (InvalidInput, ValueError):
         return None
     return metadata if isinstance(metadata, dict) else None

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -89,7 +90,7 @@ def _rewritten_evaluations(source: zipfile.ZipFile) -> bytes:
 
 
 def episodes(run: Path) -> np.ndarray:
-    """A run's training episodes in the order in which they ended.
+    """A run's training episodes in the order in which they ended; a row that was cut when a machine died is none.
 
     :return: (episodes, 2): the score, and the length as Monitor counts it, in emulator frames on Atari
     """
@@ -97,5 +98,7 @@ def episodes(run: Path) -> np.ndarray:
     for monitor in run.glob("*monitor.csv"):
         with monitor.open() as file:
             next(file, None)  # a comment with the environment's id
-            rows += [(float(row["t"]), float(row["r"]), float(row["l"])) for row in csv.DictReader(file)]
+            for row in csv.DictReader(file):
+                with suppress(TypeError, ValueError):
+                    rows.append((float(row["t"]), float(row["r"]), float(row["l"])))
     return np.array(sorted(rows)).reshape(-1, 3)[:, 1:]

@@ -130,7 +130,6 @@ def package_to_hub(
     normalize: Any = unwrap_vec_normalize(eval_env)
     if normalize is not None:
         normalize.save(str(folder / "vec_normalize.pkl"))
-        normalize.training = normalize.norm_reward = False
     _copy_config(run, folder, args, env_kwargs)
     metrics.pack(log_path, folder / "train_eval_metrics.zip")
     try:
@@ -163,7 +162,10 @@ def package_to_hub(
                 print(f"The video lasts {seconds:.1f} s; -n {4 * video_length} makes a longer one")
         except Exception as error:  # of the environment, or of ffmpeg: the rest is worth a push
             print(f"There is no video: {error}")
-    draw_curve(log_path, _frame_skip(hyperparams), folder / CURVE)
+    try:
+        draw_curve(log_path, _frame_skip(hyperparams), folder / CURVE)
+    except Exception as error:  # of a damaged evaluations.npz
+        print(f"There is no training curve: {error}")
     packages = ("stable-baselines3", "rl-zoo3", "gymnasium", "torch")
     versions = {"dqn-ext": __version__, **{name: version(name) for name in packages}}
     write_card(folder, repo_id, results, _config_of(folder), versions)

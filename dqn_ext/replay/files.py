@@ -6,7 +6,6 @@ Reading it unpickles nothing, believes no size it is not told to expect, and che
 import io
 import json
 import math
-import os
 import pathlib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ import numpy as np
 import zstandard
 
 from dqn_ext.errors import InvalidInput
+from dqn_ext.whole_files import replaced_when_whole
 
 FORMAT = "dqn-ext replay memory"
 VERSION = 1
@@ -51,19 +51,11 @@ def write(
     if not isinstance(path, (str, pathlib.Path)):
         _write(cast(IO[bytes], path), header, arrays, frames)
         return
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replaced_when_whole(pathlib.Path(path)) as unfinished, unfinished.open("wb") as file:
             _write(file, header, arrays, frames)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise InvalidInput(f"The replay memory could not be saved to {path}: {error.strerror}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write(

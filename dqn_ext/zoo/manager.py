@@ -95,6 +95,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
             hyperparams, saved_hyperparams = super().read_hyperparameters()
         except (FileNotFoundError, ModuleNotFoundError) as error:
             raise InvalidInput(f"-conf {self.config} is neither a file nor a module: {error}") from error
+        except (SyntaxError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"-conf {self.config} cannot be read: {error}") from error
         except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             why = "nor one called atari" if error.args == ("atari",) else f"that can be read: {error!r}"
             raise InvalidInput(f"{self.config} has no entry for {self.env_name.gym_id}, {why}.") from error
@@ -102,7 +104,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
             if self.n_timesteps > 0:
                 kept.setdefault("n_timesteps", self.n_timesteps)  # which the Zoo's benchmark asks for
             # The Zoo's other commands take it for a setting
-            for name in {"policy", *ZOO_KEYS} & kept.keys():
+            for name in {"policy", "replay_buffer_class", *ZOO_KEYS} & kept.keys():
                 if kept[name] is None:
                     del kept[name]
         if self.algo == "ddqn":
@@ -124,6 +126,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
             saved_hyperparams = OrderedDict(sorted(hyperparams.items()))
             pprint(saved_hyperparams)
         self.trial_id = trial_id
+        if isinstance(buffer_class := saved_hyperparams.get("replay_buffer_class"), type):
+            # enjoy looks for a word in it
+            saved_hyperparams["replay_buffer_class"] = f"{buffer_class.__module__}.{buffer_class.__qualname__}"
         self._saved_hyperparams = saved_hyperparams
         return hyperparams, saved_hyperparams
 
@@ -136,13 +141,17 @@ class ExperimentManager(exp_manager.ExperimentManager):
             raise InvalidInput(f"There is no journal {storage!r}.")
         try:
             study = optuna.load_study(storage=open_storage(storage), study_name=study_name)
-            trial = study.best_trial if trial_id is None else study.trials[trial_id]
-        except (IndexError, KeyError) as error:
+            trials = dict(enumerate(study.trials))
+            trial = study.best_trial if trial_id is None else trials[trial_id]
+        except KeyError as error:
             raise InvalidInput(
                 f"The storage {without_password(storage)!r} has no trial {trial_id} of a study {study_name!r}."
             ) from error
         if not trial.params:
             raise InvalidInput(f"Trial {trial_id} of the study {study_name!r} was over before it had hyperparameters.")
+        for name, ours in (("algo", self.algo), ("env", self.env_name.gym_id)):
+            if (theirs := study.user_attrs.get(name, ours)) != ours:
+                print(f"Warning: the study {study_name!r} has {name} {theirs!r}, and this run {ours!r}.")
         fixed = self._fixed()
         if (searched_with := trial.user_attrs.get("fixed", fixed)) != fixed:
             print(f"Warning: the trial had -params {searched_with}; this run has {fixed}, and so is another.")
@@ -197,11 +206,26 @@ class ExperimentManager(exp_manager.ExperimentManager):
             if self.algo != "ddqn":
                 raise
             raise InvalidInput(f"The entry of {self.env_name.gym_id} cannot be read: {error!r}") from error
-        if self.optimize_hyperparameters and self.n_evaluations < 1:
-            raise InvalidInput(f"--n-evaluations must be at least 1, not {self.n_evaluations}.")
+        self._check_flags()
         if self._eval_env_kwargs_args is None:
             self.eval_env_kwargs = self.env_kwargs
         return processed
+
+    def _check_flags(self) -> None:
+        """Of the command line, what the Zoo stumbles over late, or passes over.
+
+        :raises InvalidInput: on a value that is not allowed
+        """
+        least_1 = {"--eval-episodes": self.n_eval_episodes, "--n-eval-envs": self.n_eval_envs}
+        if self.optimize_hyperparameters:
+            least_1["--n-evaluations"] = self.n_evaluations
+        for flag, value in least_1.items():
+            if value < 1:
+                raise InvalidInput(f"{flag} must be at least 1, not {value}.")
+        if self.log_interval == 0:
+            raise InvalidInput("--log-interval must be above 0, -1 for the algorithm's own, or -2 for no log, not 0.")
+        if self.optimize_hyperparameters and self.continue_training:
+            raise InvalidInput("-i and -optimize do not go together: a search begins each trial with a new agent.")
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -318,7 +342,10 @@ class ExperimentManager(exp_manager.ExperimentManager):
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """Cf. the Zoo's. A run that has come to its end needs its checkpoints no more."""
-        super().save_trained_model(model)
+        try:
+            super().save_trained_model(model)
+        except OSError as error:
+            raise InvalidInput(f"The agent could not be written to {self.save_path}: {error}") from error
         if self._resume is not None:
             self._resume.finish()
 
@@ -328,8 +355,13 @@ class ExperimentManager(exp_manager.ExperimentManager):
         :raises InvalidInput: where they cannot be made
         """
 
-        def make_env() -> gym.Env:
-            env = gym.make(self.env_name.gym_id, **self.env_kwargs)
+        def make_env(env_kwargs: dict[str, Any]) -> gym.Env:
+            try:
+                env = gym.make(self.env_name.gym_id, **env_kwargs)
+            except Exception as error:  # each game has its own
+                if not env_kwargs:
+                    raise
+                raise InvalidInput(f"{self.env_name.gym_id} takes no env_kwargs {env_kwargs}: {error}") from error
             try:
                 return env if env_wrapper is None else env_wrapper(env)
             except Exception as error:  # each wrapper has its own
@@ -339,14 +371,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
             get_device(self.device)
         except RuntimeError as error:
             raise InvalidInput(f"--device must be auto or one of PyTorch's, cuda say, not {self.device!r}.") from error
-        try:
-            env: VecEnv = DummyVecEnv([make_env])
-        except InvalidInput:
-            raise
-        except Exception as error:  # each game has its own
-            if not self.env_kwargs:
-                raise
-            raise InvalidInput(f"{self.env_name.gym_id} takes no env_kwargs {self.env_kwargs}: {error}") from error
+        if self.eval_env_kwargs != self.env_kwargs:
+            make_env(self.eval_env_kwargs or {}).close()
+        env: VecEnv = DummyVecEnv([lambda: make_env(self.env_kwargs)])
         try:
             if not isinstance(env.action_space, spaces.Discrete):
                 raise InvalidInput(

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from dqn_ext.errors import InvalidInput
-from dqn_ext.hub.card import check, parse_value, write_card, write_results
+from dqn_ext.hub.card import MAX_CARD, check, draw_curve, parse_value, write_card, write_results
+from dqn_ext.hub.metrics import episodes
 
 GAME = "SpaceInvadersNoFrameskip-v4"
 
@@ -110,7 +111,19 @@ def test_what_is_missing(tmp_path):
         assert any(what.startswith(says) for what in missing(edit)), says
 
 
+def test_a_curve_of_a_run_whose_machine_died(tmp_path):
+    """Of the last episode half a row was written; lines of other lengths are none either."""
+    (tmp_path / "0.monitor.csv").write_text('#{"t_start": 0}\nr,l,t\n1,10,0.5\n2,20,1.5\n12.0,3')
+    (tmp_path / "1.monitor.csv").write_text('#{"t_start": 0}\nr,l,t\n3,30,1.0\n4,\n')
+    assert episodes(tmp_path).tolist() == [[1, 10], [3, 30], [2, 20]]
+    draw_curve(tmp_path, 1, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
 HOSTILE_CARDS = [
+    "---\n" + "\n" * MAX_CARD + "x",
+    " " * MAX_CARD,
+    "---\n" + "\n--- " * (MAX_CARD // 5) + "x",
     "---\na: !!python/object/apply:os.system ['touch marker']\n---\n",
     "---\n- 1\n---\n",
     "---\n" + "[" * 100_000 + "\n---\n",

@@ -394,6 +394,13 @@ def weights_whose_hash_takes_for_ever(files):
     edit_policy(files, {"archive/data.pkl": b"\x80\x02})" + b"q\x00h\x00\x86" * 60 + b"Ns."})
 
 
+@plain("or is damaged ('something in it stands at several places')")
+def weights_whose_name_gives_its_place_to_a_tuple(files):
+    """A name may stand at several places; what is kept under its number afterwards may not."""
+    tuples = b"X\x01\x00\x00\x00aq\x000)" + b"q\x00h\x00\x86" * 60
+    edit_policy(files, {"archive/data.pkl": b"\x80\x02}" + tuples + b"Ns."})
+
+
 @plain("or is damaged ('a name in it is not one of weights')")
 def weights_whose_name_is_a_thousand_times_a_long_one(files):
     long = b"X" + struct.pack("<I", 2**15) + b"x" * 2**15 + b"q\x00"

@@ -18,7 +18,7 @@ from stable_baselines3 import DQN
 
 from dqn_ext.errors import InvalidInput
 from dqn_ext.hub import client
-from dqn_ext.hub.card import check
+from dqn_ext.hub.card import MAX_CARD, check
 from dqn_ext.hub.load import LET_IT_RUN_CODE
 from dqn_ext.hub.push import files_of, send, without_folders
 from tests.hub.hub_server import HubServer
@@ -107,6 +107,9 @@ def test_there_and_back(trained, prepared, tmp_path):
         assert Path(trusted).read_bytes() == files[f"dqn-{ENV}.zip"]  # the file itself, for whoever says so
         report = check(REPO, HfApi(endpoint=hub.url))
         assert str(report) == str(check(str(prepared)))
+        hub.repos[REPO]["README.md"] += b" " * MAX_CARD
+        with pytest.raises(InvalidInput, match=r"README\.md must not be larger than 1024 KB\."):
+            check(REPO, HfApi(endpoint=hub.url))
 
         run_python(f"-m rl_zoo3.load_from_hub {AGENT} -orga me -f downloaded", cwd=trained, **env)
         assert (trained / f"downloaded/dqn/{ENV}_1/{ENV}.zip").read_bytes() != files[f"dqn-{ENV}.zip"]

@@ -216,17 +216,23 @@ def test_the_zoos_own_algorithms_still_work(tmp_path):
 
 
 def test_what_stands_in_the_folder_for_other_commands(tmp_path):
-    """A rate and steps that YAML takes for words as numbers, and nothing of what is None."""
+    """A rate and steps that YAML takes for words as numbers, nothing of what is None, and of a class its name."""
     (tmp_path / "pack.yml").write_text(
         "CartPole-v1: {policy: MlpPolicy, n_timesteps: 1e2, learning_rate: 1e-4, learning_starts: 50, batch_size: 8}"
     )
-    none = "-params vec_env_wrapper:None frame_stack:None env_kwargs:None normalize:None"
+    none = "-params vec_env_wrapper:None frame_stack:None env_kwargs:None normalize:None replay_buffer_class:None"
     run_python(f"-m rl_zoo3.train --algo ddqn --env CartPole-v1 -conf pack.yml --eval-freq -1 {none}", cwd=tmp_path)
     run = tmp_path / "logs/ddqn/CartPole-v1_1"
     saved = dict(yaml.load((run / "CartPole-v1/config.yml").read_text(), Loader=yaml.UnsafeLoader))
     assert saved["learning_rate"] == DDQN.load(run / "CartPole-v1.zip").lr_schedule(0.5) == 1e-4
     assert saved["n_timesteps"] == 100
     assert None not in saved.values()
+    (tmp_path / "pack.py").write_text(
+        "from stable_baselines3.common.buffers import ReplayBuffer\n"
+        "hyperparams = {'CartPole-v1': {'policy': 'MlpPolicy', 'n_timesteps': 100, 'learning_starts': 50, "
+        "'replay_buffer_class': ReplayBuffer}}"
+    )
+    run_python("-m rl_zoo3.train --algo ddqn --env CartPole-v1 -conf pack.py --eval-freq -1", cwd=tmp_path)
     run_python("-m rl_zoo3.enjoy --algo ddqn --env CartPole-v1 -f logs --no-render -n 20", cwd=tmp_path)
 
 
@@ -308,6 +314,12 @@ BAD_INPUT = [
         "\"env_wrapper:[{'stable_baselines3.common.atari_wrappers.AtariWrapper':{'skip':4}}]\"",
         "env_wrapper does not go around PongNoFrameskip-v4: TypeError(",
     ),
+    ("--env CartPole-v1 -optimize -i good.zip", "-i and -optimize do not go together"),
+    ("--env CartPole-v1 --eval-episodes 0", "--eval-episodes must be at least 1, not 0."),
+    ("--env CartPole-v1 --n-eval-envs 0", "--n-eval-envs must be at least 1, not 0."),
+    ("--env CartPole-v1 --log-interval 0", "--log-interval must be above 0, -1 for the algorithm's own, or -2"),
+    ("--env CartPole-v1 --eval-env-kwargs foo:1", "CartPole-v1 takes no env_kwargs {'foo': 1}: "),
+    ("--env CartPole-v1 -conf latin.yml", "-conf latin.yml cannot be read: 'utf-8' codec"),
     ("-conf missing.py", "-conf missing.py is neither a file nor a module"),
     ("-conf missing", "-conf missing is neither a file nor a module"),
 ]
@@ -317,6 +329,8 @@ def test_bad_input_gets_one_sentence(tmp_path):
     """One sentence, an exit code that is not 0, and no half-written folder."""
     (tmp_path / "empty.zip").touch()
     PPO("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "ppo.zip")
+    DDQN("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "good.zip")
+    (tmp_path / "latin.yml").write_bytes(b"\xe9")
     (tmp_path / "pack.yml").write_text(
         "CartPole-v1: {policy: MlpPolicy}\nFrozenLake-v1: {policy: MlpPolicy, n_timesteps: -1e3}\nMountainCar-v0:"
     )

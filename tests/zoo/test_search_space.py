@@ -199,6 +199,7 @@ def test_a_trial_that_is_not_there(tmp_path):
     study.ask()  # and dies
     cases = [
         (f"{train} --trial-id 7", "The storage 'study.log' has no trial 7 of a study 's'."),
+        (f"{train} --trial-id -1", "The storage 'study.log' has no trial -1 of a study 's'."),
         (f"{train} --trial-id 1", "Trial 1 of the study 's' was over before it had hyperparameters."),
         (f"{train} --trial-id 0 --storage typo.log", "There is no journal 'typo.log'."),
         (f"{train.replace(STUDY, '')} --trial-id 0", "--trial-id needs --storage and --study-name"),
