@@ -71,6 +71,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
     study_name: str | None
     max_total_trials: int | None
     seed: int
+    log_interval: int
     save_path: str
     monitor_kwargs: dict[str, Any]
     vec_env_class: type[VecEnv]
@@ -82,6 +83,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
         if config is not None and config.endswith((".yml", ".yaml")) and not Path(config).is_file():
             raise InvalidInput(f"-conf {config} is not a file.")
         super().__init__(args, algo, *rest, config=config, **kwargs)
+        if self.log_interval == 0:
+            self.log_interval = -2  # no log; SB3 would divide by it
         if algo == "ddqn" and config is None:
             self.config = str(HYPERPARAMS_DIR / "ddqn.yml")
 
@@ -222,8 +225,6 @@ class ExperimentManager(exp_manager.ExperimentManager):
         for flag, value in least_1.items():
             if value < 1:
                 raise InvalidInput(f"{flag} must be at least 1, not {value}.")
-        if self.log_interval == 0:
-            raise InvalidInput("--log-interval must be above 0, -1 for the algorithm's own, or -2 for no log, not 0.")
         if self.optimize_hyperparameters and self.continue_training:
             raise InvalidInput("-i and -optimize do not go together: a search begins each trial with a new agent.")
 
