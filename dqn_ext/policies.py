@@ -12,7 +12,7 @@ from torch import nn
 
 from dqn_ext.errors import InvalidInput
 from dqn_ext.features import EXTRACTORS, ImpalaCNN, NatureCNN
-from dqn_ext.hyperparameters import argument_names, check_names
+from dqn_ext.hyperparameters import check_arguments
 
 
 class DuelingHead(nn.Module):
@@ -165,8 +165,7 @@ class CnnPolicy(MlpPolicy, policies.CnnPolicy):
             net_arch = []  # they end in a hidden layer, as SB3's NatureCNN
         features_extractor_kwargs = dict(features_extractor_kwargs or {})
         if is_ours:
-            names = argument_names(features_extractor_class)
-            check_names(features_extractor_kwargs, names, features_extractor_class.__name__)
+            check_arguments(features_extractor_kwargs, features_extractor_class, features_extractor_class.__name__)
         if dueling and not net_arch and is_ours:
             default = inspect.signature(features_extractor_class).parameters["features_dim"].default
             features_dim = features_extractor_kwargs.setdefault("features_dim", 2 * default)

@@ -24,6 +24,8 @@ import psutil
 from records import write_record
 from worker import Worker, WorkerEnded, answer
 
+from dqn_ext.whole_files import replaced_when_whole
+
 N_STACK = 4
 Transition = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]
 
@@ -363,9 +365,8 @@ def main() -> None:
     args.recording = args.recording or str(Path(tempfile.gettempdir(), f"dqn_ext_{args.game}.npz"))
     if not Path(args.recording).exists():
         frames, starts = record(args.game, 20_000)
-        with open(f"{args.recording}.tmp", "wb") as file:
+        with replaced_when_whole(Path(args.recording)) as unfinished, unfinished.open("wb") as file:
             np.savez_compressed(file, frames=frames, starts=starts)
-        os.replace(file.name, args.recording)
 
     rows: dict[str, dict[str, Any]] = {}
     reference_capacity = args.reference_capacity or args.capacity

@@ -57,6 +57,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 OPTIMIZERS: dict[str, type[th.optim.Optimizer]] = {
     cls.__name__: cls for cls in (th.optim.Adam, th.optim.AdamW, th.optim.RMSprop)
 }
+_NAMES: dict[Any, str] = {cls: name for name, cls in (ACTIVATIONS | OPTIMIZERS).items()}
 
 # ---------------------------------------------------------------------- what a description may say
 
@@ -459,8 +460,7 @@ def _without_objects(value: Any) -> Any:
         return {name: _without_objects(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_objects(one) for one in value]
-    names = {cls: name for name, cls in (ACTIVATIONS | OPTIMIZERS).items()}
-    return names.get(value, value) if isinstance(value, type) else value
+    return _NAMES.get(value, value) if isinstance(value, type) else value
 
 
 def describe_space(space: spaces.Space) -> dict[str, Any]:

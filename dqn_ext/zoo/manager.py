@@ -144,8 +144,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
             raise InvalidInput(f"There is no journal {storage!r}.")
         try:
             study = optuna.load_study(storage=open_storage(storage), study_name=study_name)
-            trials = dict(enumerate(study.trials))
-            trial = study.best_trial if trial_id is None else trials[trial_id]
+            trial = study.best_trial if trial_id is None else dict(enumerate(study.trials))[trial_id]
         except KeyError as error:
             raise InvalidInput(
                 f"The storage {without_password(storage)!r} has no trial {trial_id} of a study {study_name!r}."
