@@ -209,6 +209,10 @@ def test_a_trial_that_is_not_there(tmp_path):
         assert process.returncode == 1
         assert f"Error: {sentence}" in process.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.log", "sweep"]
+    # Of another game it is taken, as somebody may want that
+    other = run_python(f"{train.replace('CartPole', 'Acrobot')} -n 100 --eval-freq -1 --trial-id 0", cwd=tmp_path)
+    assert "Warning: the study 's' has env 'CartPole-v1', and this run 'Acrobot-v1'." in other.stdout
+    assert "the study 's' has algo" not in other.stdout
 
 
 def test_settings_that_do_not_go_together_are_passed_over(tmp_path):
