@@ -67,8 +67,9 @@ class DDQN(DQN):
         can have, see :func:`dqn_ext.td_targets.clip_to_returns`
     :param precision: of ``CnnPolicy``'s convolutions while learning, ``"float32"``, ``"bfloat16"``, or ``"auto"``:
         bfloat16 where the hardware gains from it; weights and Q-values are float32 in any case
-    :param overlap: learn while the environments step. Actions are then chosen with the weights before the last call of
-        :meth:`train`; everything else stays as it is, the number and the batches' transitions of updates included
+    :param overlap: learn while the environments step, but with a ``HerReplayBuffer``, which asks them for rewards.
+        Actions are then chosen with the weights before the last call of :meth:`train`; everything else stays as it is,
+        the number and the batches' transitions of updates included
     :param compile: have PyTorch compile the updates, which takes it some 20 seconds. ``True`` asks for a CUDA device;
         ``"auto"``: where there is one, and the replay memory's ``store`` is ``"device"``
     :raises InvalidInput: on a hyperparameter out of range, before anything is built
@@ -617,13 +618,15 @@ class DDQN(DQN):
                     f"{path} holds transitions whose {name} is {getattr(loaded, name)}, "
                     f"and this agent's is {getattr(self, name)}."
                 )
-        if isinstance(loaded, NStepReplayBuffer):
-            loaded.n_steps, loaded.gamma = buffer_kwargs["n_steps"], buffer_kwargs["gamma"]
-        elif isinstance(loaded, FrameReplayBuffer):
+        if isinstance(loaded, FrameReplayBuffer):
             content = io.BytesIO()
             loaded.save(content)
             content.seek(0)
             self.load_replay_buffer(content)
+            return
+        loaded.device = self.device
+        if isinstance(loaded, NStepReplayBuffer):
+            loaded.n_steps, loaded.gamma = buffer_kwargs["n_steps"], buffer_kwargs["gamma"]
         elif isinstance(loaded, HerReplayBuffer) and loaded.env is None and self.env is not None:
             loaded.set_env(self.env)
 

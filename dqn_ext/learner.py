@@ -47,10 +47,8 @@ class Learner:
     ) -> None:
         self.policy, self.device = policy, device
         self.made_of = policy, precision, compiles
-        dtype = choose_dtype(precision, device)
-        for network in policy.modules():
-            if isinstance(network, QNetwork):
-                network.compute_dtype = dtype
+        self.dtype = choose_dtype(precision, device)
+        self._set_dtype()
         if device.type == "cpu":
             # glibc then keeps for the next update what this one frees, instead of asking the system for it anew: it
             # takes the largest block up to 32 MiB that it has seen come and go for its measure
@@ -65,6 +63,17 @@ class Learner:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_recording": None, "_recorded_for": None}  # which cannot be copied
+
+    def _set_dtype(self) -> None:
+        for network in self.policy.modules():
+            if isinstance(network, QNetwork):
+                network.compute_dtype = self.dtype
+
+    def go_on(self, in_bfloat16: bool | None) -> None:
+        """Where ``precision`` is ``"auto"``: compute as the run did that goes on here, whatever was measured now."""
+        if self.made_of[1] == "auto" and in_bfloat16 is not None:
+            self.dtype = th.bfloat16 if in_bfloat16 and _has_bfloat16(self.device) else th.float32
+            self._set_dtype()
 
     def _hold_casts(self) -> None:
         for layer in self._wide_layers:
@@ -304,8 +313,13 @@ def _gains_from_bfloat16(device: th.device) -> bool:
 
 @cache
 def _seconds_per_product(dtype: th.dtype) -> float:
-    matrix = th.ones(512, 512, dtype=dtype)  # some milliseconds
-    return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=7))  # the least: others may be at work, too
+    matrix, n_threads = th.ones(512, 512, dtype=dtype), th.get_num_threads()
+    # Others may be at work, too: so the least of some, and on one core
+    th.set_num_threads(1)
+    try:
+        return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=7))
+    finally:
+        th.set_num_threads(n_threads)
 
 
 def _name(device: th.device) -> str:

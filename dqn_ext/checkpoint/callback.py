@@ -197,6 +197,11 @@ class ResumeCallback(BaseCallback):
             self._handlers[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not _is_in_learn(frame):
+            # It ended by an error, of which SB3 tells no callback: the signal is for those who came before
+            self._on_training_end()
+            os.kill(os.getpid(), number)
+            return
         if self._signal is not None:
             # Asked for the second time
             signal.signal(number, signal.SIG_DFL)
@@ -216,7 +221,13 @@ class ResumeCallback(BaseCallback):
     def _on_training_end(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._handlers = {}
+        self._handlers, self._signal = {}, None
+
+
+def _is_in_learn(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "learn":
+        frame = frame.f_back
+    return frame is not None
 
 
 def differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from filelock import FileLock, Timeout
 
@@ -30,7 +31,10 @@ class Unusable(Exception):
 
 
 class InUse(InvalidInput):
-    """Another process trains the run."""
+    """Another process, or another callback of this one, trains the run."""
+
+
+_locked: "WeakValueDictionary[Path, CheckpointFolder]" = WeakValueDictionary()  # by this process
 
 
 class CheckpointFolder:
@@ -47,7 +51,7 @@ class CheckpointFolder:
         self._lock = FileLock(self.path / ".lock", thread_local=False)
 
     def lock(self) -> None:
-        """Keep other processes out, until this one ends.
+        """Keep others out, until :meth:`unlock` or the process's end.
 
         :raises InUse: where another one is in already
         :raises InvalidInput: where the folder cannot be made
@@ -55,14 +59,18 @@ class CheckpointFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
+            _locked[self.path.resolve()] = self
         except Timeout:
-            raise InUse(f"{self.path.parent} is being trained by another process.") from None
+            ours = _locked.get(self.path.resolve())
+            other = "process" if ours is None else "callback of this process; its folder.unlock() lets go"
+            raise InUse(f"{self.path.parent} is being trained by another {other}.") from None
         except OSError as error:
             raise InvalidInput(f"Checkpoints cannot be written to {self.path}: {error.strerror}.") from error
 
     def unlock(self) -> None:
         """Let others in."""
         self._lock.release()
+        _locked.pop(self.path.resolve(), None)
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, whole or damaged, newest first."""

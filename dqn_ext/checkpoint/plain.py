@@ -1,6 +1,5 @@
 """Objects as plain data, which ``torch.load(weights_only=True)`` reads: no program hides in a checkpoint's state."""
 
-import enum
 import types
 from collections import deque
 from typing import Any
@@ -8,19 +7,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from ale_py import ALEInterface, ALEState
+from ale_py import Action, ALEInterface, ALEState
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnvWrapper
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
 # Never change while a run goes on; the random generator of an action space is kept with the agent
-_CONSTANT = (spaces.Space, EnvSpec, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, enum.Enum)
-# Layers of their own, and a file that is kept as such
-_ELSEWHERE = (gym.Env, VecEnv, ResultsWriter)
+_CONSTANT = (spaces.Space, EnvSpec, type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, Action)
 # Parts of a layer, whose attributes are its state
 _PARTS = (StackedObservations, RunningMeanStd)
 _GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
@@ -33,24 +30,43 @@ class NotPlain(Exception):
 def attributes(layer: object) -> dict[str, Any]:
     """The state of one object: those of its attributes that may change.
 
-    :raises NotPlain: where one of them is no plain data
+    :raises NotPlain: where one of them is no plain data, or an array shares memory with another's
     """
-    state = {}
+    state: dict[str, Any] = {}
+    names: dict[int, str] = {}  # of those that can be changed in place, by identity
+    arrays: dict[str, np.ndarray] = {}
     for name, value in vars(layer).items():
-        # SB3's VecEnvWrapper keeps a list of its class's members
-        if name != "class_attributes" and not _is_constant(value) and not isinstance(value, _ELSEWHERE):
-            try:
-                state[name] = encode(value)
-            except NotPlain as error:
-                raise NotPlain(f"{type(layer).__name__} keeps a {error} in {name}") from error
+        if _is_constant(value) or _is_elsewhere(layer, name, value):
+            continue
+        try:
+            if type(value) not in _PLAIN and names.setdefault(id(value), name) != name:
+                state[name] = {"same": names[id(value)]}
+                continue
+            state[name] = encode(value)
+        except NotPlain as error:
+            raise NotPlain(f"{type(layer).__name__} keeps a {error} in {name}") from error
+        if isinstance(value, np.ndarray):
+            for other, array in arrays.items():
+                if np.may_share_memory(value, array):
+                    raise NotPlain(f"{type(layer).__name__} keeps one array in {other} and {name}")
+            arrays[name] = value
     return state
 
 
 def set_attributes(layer: object, state: dict[str, Any]) -> None:
     """The inverse of :func:`attributes`, for an object that was built alike."""
     for name, value in state.items():
-        # Some have no such attribute before their first reset
-        setattr(layer, name, decode(value, vars(layer).get(name)))
+        if isinstance(value, dict) and "same" in value:
+            setattr(layer, name, getattr(layer, value["same"]))
+        else:
+            # Some have no such attribute before their first reset
+            setattr(layer, name, decode(value, vars(layer).get(name)))
+
+
+def _is_elsewhere(layer: object, name: str, value: Any) -> bool:
+    """What a wrapper wraps is a layer of its own, as is a file; and SB3's VecEnvWrapper lists its class's members."""
+    wraps = isinstance(layer, (gym.Wrapper, VecEnvWrapper)) and name in ("env", "venv", "class_attributes")
+    return wraps or isinstance(value, ResultsWriter)
 
 
 def _is_constant(value: Any) -> bool:

@@ -3,6 +3,7 @@
 import inspect
 import random
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,6 +50,7 @@ def capture(model: DQN, callbacks: Mapping[str, BaseCallback]) -> dict[str, Any]
     return {
         "counters": {name: encode(getattr(model, name)) for name in counters},
         "learns": isinstance(model, DDQN) and model.is_learning,
+        "bfloat16": isinstance(model, DDQN) and model.is_learning and model.prepare_learning().dtype == th.bfloat16,
         "games": games,
         "last_step": {name: encode(getattr(model, name)) for name in _LAST_STEP} if isinstance(games, list) else None,
         "seconds": _seconds(model.env),
@@ -69,7 +71,7 @@ def restore(model: DQN, callbacks: Mapping[str, BaseCallback], state: dict[str, 
     """
     assert model.env is not None
     if isinstance(model, DDQN) and state["learns"]:
-        model.prepare_learning()
+        model.prepare_learning().go_on(state.get("bfloat16"))  # not in older checkpoints
     if state["normalization"] is not None:
         set_attributes(model._vec_normalize_env, state["normalization"])
     games, reason = state["games"], None
@@ -200,9 +202,9 @@ def callbacks_below(root: BaseCallback) -> dict[str, BaseCallback]:
 def _callback_state(callback: BaseCallback) -> dict[str, Any]:
     """Counters and records. Settings, which the command gives again, are those of its constructor, and strings."""
     state: dict[str, Any] = {}
-    settings = {*inspect.signature(type(callback).__init__).parameters, "verbose", "callbacks"}
+    settings = {*inspect.signature(type(callback).__init__).parameters, "verbose", "callbacks", "locals", "globals"}
     for name, value in vars(callback).items():
-        if isinstance(value, (int, float, np.generic, np.ndarray, list)) and name not in settings:
+        if isinstance(value, (int, float, np.generic, np.ndarray, list, tuple, dict, deque)) and name not in settings:
             try:
                 state[name] = encode(value)
             except NotPlain:

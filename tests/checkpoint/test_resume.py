@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from dqn_ext.checkpoint import CheckpointFolder, callback, state
+from dqn_ext import DDQN, learner
+from dqn_ext.checkpoint import CheckpointFolder, ResumeCallback, callback, state
 from dqn_ext.errors import Diverged, InvalidInput
-from tests.checkpoint.runs import FREQ, TOTAL, Run, assert_same, interrupt, outcome
+from tests.checkpoint.runs import FREQ, TOTAL, Run, StopAt, Stopped, assert_same, interrupt, outcome
 
 KINDS = {
     "one environment": {"precision": "auto"},
@@ -332,7 +334,69 @@ ResumeCallback(Path({str(tmp_path)!r}), 10)
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
     assert f"InUse: {tmp_path} is being trained by another process." in process.stderr
+    with pytest.raises(InvalidInput, match=r"by another callback of this process; its folder.unlock\(\) lets go\."):
+        ResumeCallback(tmp_path, 10)
     run.close()
+    ResumeCallback(tmp_path, 10).folder.unlock()
+
+
+def test_after_an_error_signals_are_for_those_who_came_before(tmp_path):
+    """SB3 tells no callback that learn() ended by an error. In a notebook Ctrl-C must stop the next cell."""
+    run = Run(tmp_path, env="CartPole-v1", others=(StopAt(50),))
+    with pytest.raises(Stopped):
+        run.model.learn(TOTAL, callback=run.callbacks)
+    assert signal.getsignal(signal.SIGINT) == run.resume._handle
+
+    def cell() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        cell()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # Nor does the signal end the next learn()
+    run.callbacks.pop()
+    run.learn(100)
+    assert run.model.num_timesteps == 100
+
+
+def test_records_of_callbacks(tmp_path):
+    class Records(BaseCallback):
+        def __init__(self) -> None:
+            super().__init__()
+            self.numbers, self.by_step, self.newest = [], {}, deque(maxlen=3)
+
+        def _on_step(self) -> bool:
+            self.numbers.append(self.num_timesteps)
+            self.by_step[self.num_timesteps] = self.n_calls
+            self.newest.append(self.num_timesteps)
+            return True
+
+    interrupt(tmp_path, 90, others=(Records(),), env="CartPole-v1")
+    records = Records()
+    Run(tmp_path, others=(records,), env="CartPole-v1").learn(120)
+    assert records.numbers == list(records.by_step) == [*range(1, 121)]
+    assert records.newest == deque([118, 119, 120], maxlen=3)
+
+
+@pytest.mark.parametrize("before", [th.bfloat16, th.float32])
+def test_what_auto_has_chosen_goes_on(tmp_path, monkeypatch, before):
+    """A processor that is busy with other things may measure otherwise when the run goes on."""
+    after = th.float32 if before == th.bfloat16 else th.bfloat16
+    monkeypatch.setattr(learner, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(learner, "_seconds_per_product", lambda dtype: 1.0 if dtype == before else 2.0)
+    interrupt(tmp_path, 90, precision="auto")
+    monkeypatch.setattr(learner, "_seconds_per_product", lambda dtype: 1.0 if dtype == after else 2.0)
+    dtypes = []
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            dtypes.append(self.model.q_net.compute_dtype)
+            return True
+
+    Run(tmp_path, others=(Look(),), precision="auto").learn(100)
+    assert set(dtypes) == {before}
+    assert DDQN("MlpPolicy", "CartPole-v1", precision="auto", device="cpu").prepare_learning().dtype == after
 
 
 # ---------------------------------------------------------------------- kills
