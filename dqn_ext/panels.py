@@ -3,15 +3,16 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.atari_wrappers import MaxAndSkipEnv
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from dqn_ext.errors import InvalidInput
@@ -23,6 +24,26 @@ MARGIN = 20
 HEADER = 60  # pixels over the frame: steps and score
 FRAME_BOX = (480, 420)  # what a frame is scaled to fit into; Atari's 160 x 210 doubles
 BAR_LENGTH = 120
+
+
+def render(env: VecEnv) -> np.ndarray:
+    """What an environment looks like, (H, W, 3) bytes.
+
+    :raises InvalidInput: where it draws nothing
+    """
+    frame = env.render()
+    if frame is None:
+        raise InvalidInput("the environment draws no frames.")
+    return frame
+
+
+def film(model: BaseAlgorithm, env: VecEnv, n_steps: int, deterministic: bool) -> Iterator[np.ndarray]:
+    """What an agent's environment looks like before each of so many steps, as :func:`render` has it."""
+    observations: Any = env.reset()
+    for _ in range(n_steps):
+        yield render(env)
+        actions, _ = model.predict(observations, deterministic=deterministic)
+        observations = env.step(actions)[0]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
-from dqn_ext.panels import frames_per_second
+from dqn_ext.panels import film, frames_per_second
 
 METRICS = ("eval/mean_reward", "rollout/ep_rew_mean")
 
@@ -81,16 +81,7 @@ class TensorboardCallback(BaseCallback):
             self._env = self._make_env()
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self._env)
-        frames = []
-        observations: Any = self._env.reset()
-        for _ in range(self.n_steps):
-            frame = self._env.render()
-            if frame is None:
-                raise ValueError("the environment renders nothing")
-            frames.append(frame)
-            actions, _ = self.model.predict(observations, deterministic=True)
-            observations = self._env.step(actions)[0]
-        return frames, frames_per_second(self._env)
+        return list(film(self.model, self._env, self.n_steps, deterministic=True)), frames_per_second(self._env)
 
 
 def add_film(output: TensorBoardOutputFormat, frames: list[np.ndarray], step: int, fps: float) -> None:

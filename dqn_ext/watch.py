@@ -26,7 +26,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from dqn_ext.errors import InvalidInput
-from dqn_ext.panels import Moment, Panel, frames_per_second, side_by_side, write_video
+from dqn_ext.panels import Moment, Panel, frames_per_second, render, side_by_side, write_video
 from dqn_ext.zoo import register
 
 SHARES = (0.1, 0.5, 1.0)  # of the run, whose agents are shown
@@ -79,8 +79,7 @@ def play(model: DQN, env: VecEnv, stochastic: bool = False) -> Iterator[Moment]:
         with th.no_grad():
             q_values = model.q_net(model.policy.obs_to_tensor(observation)[0])[0].float().cpu().numpy()  # (A,)
         action, _ = model.predict(observation, deterministic=not stochastic)
-        frame = env.render()
-        assert frame is not None
+        frame = render(env)
         yield Moment(frame, score, q_values, int(action[0]))
         observation, _, _, infos = env.step(action)
         if "episode" in infos[0]:
@@ -96,11 +95,11 @@ def _gym_env(env: VecEnv) -> gym.Env:
 
 
 def action_names(env: gym.Env) -> list[str]:
-    """What the actions are called, or their numbers where they have no names."""
+    """What the actions are called, or their numbers where they have no names, or a wrapper has other actions."""
     assert isinstance(env.action_space, gym.spaces.Discrete)
-    if hasattr(env.unwrapped, "get_action_meanings"):
-        return list(env.unwrapped.get_action_meanings())
-    return [str(action) for action in range(int(env.action_space.n))]
+    n_actions = int(env.action_space.n)
+    names = list(env.unwrapped.get_action_meanings()) if hasattr(env.unwrapped, "get_action_meanings") else []
+    return names if len(names) == n_actions else [str(action) for action in range(n_actions)]
 
 
 def pictures(headline: str, panels: list[Panel], games: list[Iterator[Moment]], n_steps: int) -> Iterator[Image.Image]:

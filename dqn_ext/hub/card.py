@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from dqn_ext.errors import InvalidInput
 from dqn_ext.hub import metrics
 from dqn_ext.hub.agent_file import DESCRIPTION, WEIGHTS
-from dqn_ext.hub.client import one_sentence
+from dqn_ext.hub.client import one_sentence, repository_info
 from dqn_ext.hub.plain import number, read_json, read_yaml, whole
 
 CARD, RESULTS, VIDEO, CURVE = "README.md", "results.json", "replay.mp4", "training.png"
@@ -255,7 +255,7 @@ def check(folder_or_repo: str, api: HfApi | None = None) -> Report:
         raise InvalidInput(f"{folder_or_repo} is neither a folder nor a repository's id, such as me/ddqn-Pong.")
     api = api or HfApi()
     with one_sentence(f"Reading {folder_or_repo}"):
-        repository = api.model_info(folder_or_repo, files_metadata=True)
+        repository = repository_info(api, folder_or_repo)
         sizes = {file.rfilename: file.size or 0 for file in repository.siblings or []}
         for name in {CARD, RESULTS} & set(sizes):
             if sizes[name] > MAX_CARD:

@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import errors, get_session
+from huggingface_hub import HfApi, ModelInfo, errors, get_session
 
 from dqn_ext.errors import InvalidInput
 
@@ -36,6 +36,17 @@ def one_sentence(doing: str, after: str = "") -> Iterator[None]:
         if reason is None:
             raise
         raise InvalidInput(f"{doing} failed: {reason}.{after and ' ' + after}") from error
+
+
+def repository_info(api: HfApi, repo_id: str) -> ModelInfo:
+    """A repository's files with their sizes, its card's metadata, and its commit; within :func:`one_sentence`.
+
+    :raises RuntimeError: where the client makes nothing of the card: it takes some names for arguments of its own
+    """
+    try:
+        return api.model_info(repo_id, files_metadata=True)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise RuntimeError(f"the metadata of its card cannot be read ({error})") from None
 
 
 def _reason(error: BaseException) -> str | None:

@@ -14,7 +14,7 @@ from requests.exceptions import HTTPError
 from dqn_ext.errors import InvalidInput
 from dqn_ext.hub import metrics, zoo_file
 from dqn_ext.hub.agent_file import ALGORITHMS, DESCRIPTION, MAX_DESCRIPTION, MAX_WEIGHTS, WEIGHTS, Agent
-from dqn_ext.hub.client import one_sentence
+from dqn_ext.hub.client import one_sentence, repository_info
 
 # Names the one repository whose code may run
 LET_IT_RUN_CODE = "DQN_EXT_LET_THIS_REPOSITORY_RUN_CODE"
@@ -33,7 +33,7 @@ def download(repo_id: str, algo: str, env_name: str, folder: Path, api: HfApi) -
     :raises InvalidInput: where there is no such agent, or it is not what it should be
     """
     with one_sentence(f"Downloading {repo_id}"):
-        repository = api.model_info(repo_id, files_metadata=True)
+        repository = repository_info(api, repo_id)
     sizes = {file.rfilename: file.size for file in repository.siblings or []}
 
     def fetch(name: str, most: int) -> Path:

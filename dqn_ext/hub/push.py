@@ -10,7 +10,7 @@ import functools
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -40,9 +40,9 @@ from dqn_ext.hub.card import (
     write_card,
     write_results,
 )
-from dqn_ext.hub.client import one_sentence
+from dqn_ext.hub.client import one_sentence, repository_info
 from dqn_ext.hub.plain import read_expression, short
-from dqn_ext.panels import frames_per_second, write_video
+from dqn_ext.panels import film, frames_per_second, write_video
 
 CONFIG = ("config.yml", "args.yml", "env_kwargs.yml", "vec_normalize.pkl", "train_eval_metrics.zip")
 FILES = {DESCRIPTION, WEIGHTS, CARD, CURVE, RESULTS, VIDEO, *CONFIG}
@@ -157,7 +157,8 @@ def package_to_hub(
     if generate_video and video_length > 0:
         try:
             fps = frames_per_second(eval_env)
-            write_video(folder / VIDEO, film(model, eval_env, video_length, is_deterministic), fps)
+            frames = film(model, eval_env, video_length, is_deterministic)
+            write_video(folder / VIDEO, map(Image.fromarray, frames), fps)
             if (seconds := video_length / fps) <= 1:
                 print(f"The video lasts {seconds:.1f} s; -n {4 * video_length} makes a longer one")
         except Exception as error:  # of the environment, or of ffmpeg: the rest is worth a push
@@ -222,21 +223,6 @@ def _frame_skip(hyperparams: Mapping[str, Any]) -> int:
     return 1
 
 
-def film(model: DQN, env: VecEnv, n_steps: int, deterministic: bool) -> Iterator[Image.Image]:
-    """What an agent's environment looks like before each of so many steps.
-
-    :raises InvalidInput: where it draws nothing
-    """
-    observations = env.reset()
-    for _ in range(n_steps):
-        frame = env.render()
-        if frame is None:
-            raise InvalidInput("the environment draws no frames.")
-        yield Image.fromarray(frame)
-        actions, _ = model.predict(observations, deterministic=deterministic)  # type: ignore[arg-type]
-        observations = env.step(actions)[0]
-
-
 def show(folder: Path, with_card: bool) -> None:
     """Print what would be sent, what the leaderboard makes of it, and what it lacks."""
     if with_card:
@@ -266,7 +252,7 @@ def send(folder: Path, repo_id: str, commit_message: str, api: HfApi | None = No
         if not api.token and huggingface_hub.get_token() is None:
             raise huggingface_hub.errors.LocalTokenNotFoundError
         url = api.create_repo(repo_id, exist_ok=True)
-        repository = api.model_info(url.repo_id)
+        repository = repository_info(api, url.repo_id)
         remote = [file.rfilename for file in repository.siblings or [] if file.rfilename != ".gitattributes"]
         agent, other = check(str(folder)).env_id, _trained_on(repository)
         if remote and other != agent:

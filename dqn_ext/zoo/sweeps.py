@@ -50,7 +50,7 @@ def open_storage(storage: str) -> BaseStorage:
         except (OSError, ValueError) as error:
             raise InvalidInput(f"The journal {storage!r} cannot be read and written: {error}") from error
     try:
-        return _Database(storage, interval)
+        return _open_database(storage, interval)
     except ImportError as error:
         raise InvalidInput(
             f"The driver of the storage {without_password(storage)!r} is not installed; "
@@ -59,6 +59,20 @@ def open_storage(storage: str) -> BaseStorage:
     except (sqlalchemy.exc.SQLAlchemyError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InvalidInput(f"The storage {without_password(storage)!r} cannot be opened: {reason}") from error
+
+
+def _open_database(url: str, interval: int) -> "_Database":
+    for seconds in (0.1, 0.3, 1, 2):
+        try:
+            return _Database(url, interval)
+        # Of workers that begin at once in an empty database all make its tables, and one succeeds
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError, AssertionError):
+            pass
+        except sqlalchemy.exc.OperationalError as error:
+            if "already exists" not in str(error):
+                raise
+        time.sleep(seconds)
+    return _Database(url, interval)
 
 
 def run_trials(study: optuna.Study, objective: Objective, n_trials: int, total: int | None, n_jobs: int) -> None:
@@ -179,7 +193,7 @@ class _Journal(JournalStorage, BaseHeartbeat):
     def record_heartbeat(self, trial_id: int) -> None:
         try:
             self.set_trial_system_attr(trial_id, "heartbeat", time.time())
-        except (OSError, optuna.exceptions.UpdateFinishedTrialError) as error:
+        except (OSError, RuntimeError) as error:  # also of a trial that is over, or a lock that another one has broken
             print(f"Warning: no sign of life in the study's journal: {error}", flush=True)
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:

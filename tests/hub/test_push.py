@@ -281,6 +281,16 @@ def test_a_name_that_is_taken(small, hub, card):
     assert hub.repos[REPO] is taken
 
 
+def test_a_card_that_the_client_cannot_read(small, hub):
+    """A stranger's may have fields that the client takes for arguments of its own."""
+    for metadata in ("self: 1", "ignore_metadata_errors: true"):
+        hub.repos[REPO] = {"README.md": f"---\n{metadata}\n---\n".encode()}
+        with pytest.raises(InvalidInput, match=f"Pushing to {REPO} failed: the metadata of its card cannot be read"):
+            send(small, REPO, "message", api(hub))
+        with pytest.raises(InvalidInput, match=f"Reading {REPO} failed: the metadata of its card cannot be read"):
+            check(REPO, api(hub))
+
+
 def test_the_next_push_replaces_the_last(small, hub, tmp_path):
     send(small, REPO, "message", api(hub))
     # What the plain Zoo and an agent with other settings have left, and a file of the user's

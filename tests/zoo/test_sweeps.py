@@ -1,10 +1,13 @@
 """Studies that several workers share: the Zoo's own command, on a real database and on a journal file."""
 
+import contextlib
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -34,6 +37,27 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         pytest.importorskip("psycopg", reason="PostgreSQL's driver is not installed: pip install 'dqn-ext[sweeps]'")
         with postgresql() as url:
             yield url
+
+
+@pytest.mark.parametrize("kind", [pytest.param("postgresql", marks=needs_postgresql), "sqlite"])
+def test_workers_that_begin_at_once(kind: str, tmp_path: Path) -> None:
+    """In a new database all of them make its tables."""
+    with contextlib.ExitStack() as stack:
+        if kind == "postgresql":
+            pytest.importorskip("psycopg", reason="PostgreSQL's driver is not installed: pip install 'dqn-ext[sweeps]'")
+            url = stack.enter_context(postgresql())
+        else:
+            url = f"sqlite:///{tmp_path / 'study.db'}"
+        n_workers = 6
+        together = threading.Barrier(n_workers)
+
+        def begin(_: int) -> int:
+            together.wait()
+            study = optuna.create_study(storage=open_storage(url), study_name="s", load_if_exists=True)
+            return study.ask().number
+
+        with ThreadPoolExecutor(n_workers) as pool:
+            assert sorted(pool.map(begin, range(n_workers))) == list(range(n_workers))
 
 
 @pytest.mark.parametrize("storage", STORAGES, indirect=True)

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dqn_ext import DDQN, watch
+from dqn_ext.errors import InvalidInput
 from dqn_ext.panels import CHOSEN, HEADER, Moment, Panel
 from dqn_ext.tensorboard import TensorboardCallback
 from tests.zoo.conftest import run_python
@@ -116,6 +117,14 @@ def test_what_a_game_tells():
     env = VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4"), 4)
     assert watch.frames_per_second(env) == 15
     assert watch.action_names(env.venv.envs[0]) == ["NOOP", "FIRE", "RIGHT", "LEFT"]
+    fewer = gym.wrappers.TransformAction(env.venv.envs[0], lambda action: action + 2, gym.spaces.Discrete(2))
+    assert watch.action_names(fewer) == ["0", "1"]
+
+
+def test_an_environment_that_draws_nothing():
+    model = DDQN("MlpPolicy", DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"))]), device="cpu")
+    with pytest.raises(InvalidInput, match=r"^the environment draws no frames\.$"):
+        next(watch.play(model, model.get_env()))
 
 
 def test_the_nearest_checkpoints():
