@@ -47,8 +47,7 @@ class Learner:
     ) -> None:
         self.policy, self.device = policy, device
         self.made_of = policy, precision, compiles
-        self.dtype = choose_dtype(precision, device)
-        self._set_dtype()
+        self._compute_in(choose_dtype(precision, device))
         if device.type == "cpu":
             # glibc then keeps for the next update what this one frees, instead of asking the system for it anew: it
             # takes the largest block up to 32 MiB that it has seen come and go for its measure
@@ -64,16 +63,18 @@ class Learner:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_recording": None, "_recorded_for": None}  # which cannot be copied
 
-    def _set_dtype(self) -> None:
+    def _compute_in(self, dtype: th.dtype) -> None:
         for network in self.policy.modules():
             if isinstance(network, QNetwork):
-                network.compute_dtype = self.dtype
+                network.compute_dtype = dtype
 
     def go_on(self, in_bfloat16: bool | None) -> None:
-        """Where ``precision`` is ``"auto"``: compute as the run did that goes on here, whatever was measured now."""
+        """Where ``precision`` is ``"auto"``: compute as the run did that goes on here, whatever was measured now.
+
+        :param in_bfloat16: ``None`` where that is not known
+        """
         if self.made_of[1] == "auto" and in_bfloat16 is not None:
-            self.dtype = th.bfloat16 if in_bfloat16 and _has_bfloat16(self.device) else th.float32
-            self._set_dtype()
+            self._compute_in(th.bfloat16 if in_bfloat16 and _has_bfloat16(self.device) else th.float32)
 
     def _hold_casts(self) -> None:
         for layer in self._wide_layers:

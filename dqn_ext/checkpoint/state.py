@@ -50,7 +50,7 @@ def capture(model: DQN, callbacks: Mapping[str, BaseCallback]) -> dict[str, Any]
     return {
         "counters": {name: encode(getattr(model, name)) for name in counters},
         "learns": isinstance(model, DDQN) and model.is_learning,
-        "bfloat16": isinstance(model, DDQN) and model.is_learning and model.prepare_learning().dtype == th.bfloat16,
+        "bfloat16": getattr(model.q_net, "compute_dtype", None) == th.bfloat16,
         "games": games,
         "last_step": {name: encode(getattr(model, name)) for name in _LAST_STEP} if isinstance(games, list) else None,
         "seconds": _seconds(model.env),

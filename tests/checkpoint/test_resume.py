@@ -396,7 +396,9 @@ def test_what_auto_has_chosen_goes_on(tmp_path, monkeypatch, before):
 
     Run(tmp_path, others=(Look(),), precision="auto").learn(100)
     assert set(dtypes) == {before}
-    assert DDQN("MlpPolicy", "CartPole-v1", precision="auto", device="cpu").prepare_learning().dtype == after
+    new = DDQN("MlpPolicy", "CartPole-v1", precision="auto", device="cpu")
+    new.prepare_learning()
+    assert new.q_net.compute_dtype == after
 
 
 # ---------------------------------------------------------------------- kills
