@@ -97,7 +97,7 @@ def test_they_go_on(kind):
     [
         (Row, "Row keeps one array in board and place"),
         (Turning, "Turning keeps a Way in way"),
-        (Adapter, r"Adapter keeps a TimeLimit\S* in game"),
+        (Adapter, r"Adapter keeps a \w*TimeLimit in game"),
     ],
 )
 def test_they_start_anew_and_it_is_said(kind, reason):
