@@ -38,10 +38,10 @@ def attributes(layer: object) -> dict[str, Any]:
     for name, value in vars(layer).items():
         if _is_constant(value) or _is_elsewhere(layer, name, value):
             continue
+        if type(value) not in _PLAIN and names.setdefault(id(value), name) != name:
+            state[name] = {"same": names[id(value)]}
+            continue
         try:
-            if type(value) not in _PLAIN and names.setdefault(id(value), name) != name:
-                state[name] = {"same": names[id(value)]}
-                continue
             state[name] = encode(value)
         except NotPlain as error:
             raise NotPlain(f"{type(layer).__name__} keeps a {error} in {name}") from error
